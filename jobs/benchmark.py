@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Measure ours against the peer, interleaved, and print ratios.
+
+    python jobs/benchmark.py data --json data.json     # a crop: MONAI, memory map, ours, ours over Ray
+    python jobs/benchmark.py step --json step.json     # a training step: plain MONAI loop, ours
+    python jobs/benchmark.py step --crop 64 --repeats 3  # the same, smaller and quicker
+
+Figures are medians over interleaved repeats; times are process CPU time, because machines are shared.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainfoundry.benchmarks import data, step
+from brainfoundry.core import paths
+from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.job import run_job
+
+SCANS = Path(__file__).resolve().parents[2] / "shared" / "scans" / "lesion" / "ms-patient19"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBenchmark:
+    json: Path | None = None
+    """File for the figures, one flat JSON object."""
+    folder: Path = paths.home() / "bench"
+    """Where the generated subjects, their shards and float32 copies are kept between calls (about 0.9 GB)."""
+    scans: Path = SCANS
+    """Folder with ms-patient19_{T1w,FLAIR}.nii.gz, added as a ninth subject where it is there."""
+    repeats: int = 5
+    """Interleaved repeats of each side."""
+    crops: int = 1024
+    """N of crop_ray_cpu_ms = (CPU(2N) - CPU(N)) / N over the whole process tree."""
+    ray: bool = True
+    """Also measure our store through Ray Data and a Train worker, and the pipeline's row rate (minutes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBenchmark:
+    json: Path | None = None
+    """File for the figures, one flat JSON object."""
+    size: str = "tiny"
+    """Size of the network (Table 2)."""
+    crop: int = 96
+    """Side of the crop in voxels; 64 is a quick look."""
+    repeats: int = 5
+    """Interleaved repeats of each side, after one warm-up."""
+    threads: int = 1
+    """torch threads."""
+
+
+def run_data(config: DataBenchmark) -> None:
+    figures = data.run(config.folder, config.scans, repeats=config.repeats)
+    if config.ray:
+        from brainfoundry.benchmarks import pipeline
+
+        figures |= pipeline.run_all(
+            str(config.folder / "shards"),
+            crops=config.crops,
+            direct_ms=figures["crop_direct_cpu_ms"],
+            repeats=config.repeats,
+        )
+    data.write(figures, config.json)
+
+
+def run_step(config: StepBenchmark) -> None:
+    crop = (config.crop,) * 3
+    figures = step.run(
+        size=config.size, crop=crop, repeats=config.repeats, threads=config.threads, report=print
+    )
+    data.write(figures, config.json)
+
+
+KINDS = {"data": (DataBenchmark, run_data), "step": (StepBenchmark, run_step)}
+
+
+def main() -> None:
+    name, *argv = sys.argv[1:] or [""]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
+    if name not in KINDS:
+        line = ConfigError(f"no benchmark {name!r}", fix=f"say which: {', '.join(KINDS)}").line()
+        sys.exit(f"error: {line}")
+    kind, run = KINDS[name]
+    run_job(kind, run, description=__doc__, argv=argv)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What an objective is, and how the engine finds one by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+import brainfoundry.pretext
+from brainfoundry.core.errors import ConfigError
+from brainfoundry.models.sizes import EncoderSpec
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A self-supervised task: which network it trains, on what loss.
+
+    An implementation is a file `brainfoundry/pretext/<name>.py` with a class named `Objective` that has these
+    members. Its attribute `Config` is a frozen dataclass with a default for every field, and is the only
+    argument of the constructor. It keeps no state that changes from step to step, and takes all its
+    randomness from the seeds.
+    """
+
+    Config: type
+    config: Any
+    """The `Config` in force; it goes on the checkpoint's card."""
+    loss_names: tuple[str, ...]
+    """Names of the parts of the loss, without the total."""
+
+    def __init__(self, config: Any = None) -> None: ...
+
+    def check_crop(self, crop: Sequence[int]) -> None:
+        """Refuse a crop that the objective cannot use: a `ConfigError` naming the nearest valid sizes."""
+        ...
+
+    def network(self, encoder: EncoderSpec) -> nn.Module:
+        """The network to train, freshly initialised."""
+        ...
+
+    def loss(
+        self, network: nn.Module, x_NCDHW: torch.Tensor, seeds_N: torch.Tensor, crops_per_group: int
+    ) -> dict[str, torch.Tensor]:
+        """Scalars `total` (with gradient) and one for each of `loss_names` (detached): means over the groups.
+
+        Args:
+            network: what `network()` built, bare or wrapped (DistributedDataParallel); called exactly once.
+            x_NCDHW: normalised crops, groups whole and in order.
+            seeds_N: int64, one seed a crop.
+            crops_per_group: consecutive crops that share one contrast matrix and lend voxels to each other.
+        """
+        ...
+
+    def pictures(
+        self, network: nn.Module, x_NCDHW: torch.Tensor, seeds_N: torch.Tensor, crops_per_group: int
+    ) -> dict[str, torch.Tensor]:
+        """What to show of a batch: `input`, `cut`, `rebuilt`, each (N, C, D, H, W) float32, no gradient."""
+        ...
+
+
+_MEMBERS = ("Config", "loss_names", "check_crop", "network", "loss", "pictures")
+
+
+def available() -> list[str]:
+    """Names of the objectives that are there."""
+    names = (module.name for module in pkgutil.iter_modules(brainfoundry.pretext.__path__))
+    return sorted(name for name in names if name != "base" and _class_in(name) is not None)
+
+
+def _class_in(name: str) -> type | None:
+    found = getattr(importlib.import_module(f"brainfoundry.pretext.{name}"), "Objective", None)
+    return found if isinstance(found, type) and all(hasattr(found, member) for member in _MEMBERS) else None
+
+
+def load_objective(name: str) -> type[Objective]:
+    """The class `Objective` of the file `brainfoundry/pretext/<name>.py`.
+
+    Raises:
+        ConfigError: there is no such file, or no objective in it; the message lists those that are there.
+    """
+    spec = importlib.util.find_spec(f"brainfoundry.pretext.{name}") if name.isidentifier() else None
+    found = _class_in(name) if spec is not None and name != "base" else None
+    if found is None:
+        raise ConfigError(f"objective '{name}' does not exist", fix=f"choose one of {', '.join(available())}")
+    return found

@@ -1,0 +1,280 @@
+"""What is read and when: an endless table of crops, generated on demand.
+
+A plan's rows are a function of the spec and of the sessions in the shard set's index, so any step of
+any worker can be produced at once, in memory that does not grow with the run. Terms: a **group** is
+the crops that share one contrast matrix and lend voxels to each other (the reference: 2 subjects x 2
+crops); a step is `groups_per_step` groups; worker r of w holds groups [r*G/w, (r+1)*G/w) of a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.rng import hash64, key_of
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.stream.frames import FRAMES, Frame, draw_corners, frame_bounds
+from brainfoundry.stream.order import Visits
+
+# Part of `Plan.hash`: to be raised when the same spec and index would give other rows.
+PLAN_VERSION = 1
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("group", pa.int64()),
+        ("slot", pa.int32()),
+        ("subject", pa.string()),
+        ("session", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("crop_seed", pa.uint64()),
+        ("corner", pa.list_(pa.int32(), 3)),
+    ]
+)
+
+# Key of the crop size (JSON) in the metadata of a plan table's schema.
+CROP_METADATA = b"brainfoundry.crop"
+
+INDEX_COLUMNS = ["subject", "session", "split", "shard", "row", "shape", "box_lo", "box_hi"]
+
+_CROP = key_of("stream.crop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSpec:
+    """What makes a plan, besides the shard set."""
+
+    seed: int
+    """Seed of order, sessions and crops."""
+    crop: tuple[int, int, int]
+    """Crop size in voxels of the RAS grid (paper: 96, 96, 96)."""
+    crops_per_subject: int = 2
+    """Crops of a subject each time it is visited (released code: sw_batch_size 2)."""
+    subjects_per_group: int = 2
+    """Subjects whose crops share one contrast matrix (released code: batch_size 2)."""
+    groups_per_step: int
+    """Groups of one step over all workers (paper: 64 workers, one group each: 256 crops)."""
+    frame: Frame
+    """Where crops may lie: `box` (foreground box) or `reference` (what the released transforms make)."""
+    split: str = "train"
+    """Split of the cohort to visit."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "crop", tuple(int(c) for c in self.crop))
+        if len(self.crop) != 3 or min(self.crop) < 1:
+            raise ConfigError(
+                f"crop {self.crop} is not three positive sizes", fix="give e.g. 96 96 96 voxels"
+            )
+        for name in ("crops_per_subject", "subjects_per_group", "groups_per_step"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", fix=f"set {name} to at least 1")
+        if self.frame not in FRAMES:
+            raise ConfigError(f"unknown frame {self.frame!r}", fix=f"choose one of {', '.join(FRAMES)}")
+
+    @property
+    def crops_per_group(self) -> int:
+        """Crops that share one contrast matrix."""
+        return self.subjects_per_group * self.crops_per_subject
+
+
+def check_world(groups_per_step: int, world: int) -> None:
+    """Refuse a number of workers that cannot take whole groups, all as many.
+
+    Raises:
+        ConfigError: naming the nearest worker counts and groups a step that fit.
+    """
+    if world >= 1 and groups_per_step % world == 0:
+        return
+    divisors = [d for d in range(1, groups_per_step + 1) if groups_per_step % d == 0]
+    workers = [
+        max((d for d in divisors if d < world), default=None),
+        min((d for d in divisors if d > world), default=None),
+    ]
+    below = groups_per_step // max(world, 1) * max(world, 1)
+    groups = [below or None, below + max(world, 1)] if world >= 1 else []
+    raise ConfigError(
+        f"{groups_per_step} groups a step cannot be dealt evenly to {world} workers",
+        fix=f"use {_either(workers)} workers" + (f", or {_either(groups)} groups a step" if groups else ""),
+    )
+
+
+def _either(values: list[int | None]) -> str:
+    return " or ".join(str(v) for v in values if v is not None)
+
+
+class Plan:
+    """The rows of a run, lazily. Open one with `Plan.open` or `Plan.from_index`."""
+
+    def __init__(self, index: pa.Table, spec: PlanSpec, *, source: str = "the index") -> None:
+        table = _eligible(index, spec, source)
+        self.spec = spec
+        self._subject = table["subject"].combine_chunks()
+        self._session = table["session"].combine_chunks()
+        self._shard = table["shard"].to_numpy().astype(np.int32)
+        self._row = table["row"].to_numpy().astype(np.int32)
+        self._shape, self._box_lo, self._box_hi = (
+            triples(table[name]) for name in ("shape", "box_lo", "box_hi")
+        )
+        self._lo, self._hi = frame_bounds(spec.frame, self._shape, self._box_lo, self._box_hi, spec.crop)
+        self._visits = Visits(spec.seed, self._subject.to_pylist(), self._session.to_pylist())
+        if self.n_subjects < spec.subjects_per_group:
+            raise ConfigError(
+                f"a group needs {spec.subjects_per_group} subjects but split {spec.split!r} has"
+                f" {self.n_subjects}",
+                file=source,
+                fix="lower subjects_per_group or add subjects",
+            )
+
+    @classmethod
+    def open(cls, shards_uri: str, spec: PlanSpec) -> Plan:
+        """The plan over a shard set: reads its index, no shard.
+
+        Raises:
+            DataError: no whole shard set there, or one of another version.
+            ConfigError: no eligible subject, or fewer than a group takes.
+        """
+        shards = ShardSet.open(shards_uri)
+        return cls(shards.index, spec, source=shards.uri)
+
+    @classmethod
+    def from_index(cls, index_table: pa.Table, spec: PlanSpec) -> Plan:
+        """The plan over an index already in memory (`ShardSet.index`)."""
+        return cls(index_table, spec)
+
+    @property
+    def n_subjects(self) -> int:
+        """Subjects visited once an epoch."""
+        return self._visits.n_subjects
+
+    @property
+    def crops_per_group(self) -> int:
+        """Crops that share one contrast matrix."""
+        return self.spec.crops_per_group
+
+    @property
+    def crops_per_step(self) -> int:
+        """Crops of one step over all workers."""
+        return self.spec.groups_per_step * self.spec.crops_per_group
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every subject is visited once (not whole where the last group carries over)."""
+        return self.n_subjects / (self.spec.groups_per_step * self.spec.subjects_per_group)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over spec and sessions: equal hashes mean equal rows at every step."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps({"version": PLAN_VERSION, **asdict(self.spec)}, sort_keys=True).encode())
+        for names in (self._subject, self._session):
+            digest.update(json.dumps(names.to_pylist()).encode())
+        for numbers in (self._shard, self._row, self._shape, self._box_lo, self._box_hi):
+            digest.update(np.ascontiguousarray(numbers, "<i8").tobytes())
+        return digest.hexdigest()
+
+    def check_world(self, world: int) -> None:
+        """Refuse a number of workers that does not divide the groups of a step.
+
+        Raises:
+            ConfigError: naming the nearest valid worker counts and groups a step.
+        """
+        check_world(self.spec.groups_per_step, world)
+
+    def rows(self, start_step: int, stop_step: int, rank: int = 0, world: int = 1) -> pa.Table:
+        """Rows of steps [start_step, stop_step) that worker `rank` of `world` reads, in order.
+
+        Schema: `PLAN_SCHEMA`. Memory follows the rows asked for, so ask for a few steps at a time.
+        """
+        per_worker = self.groups_per_worker(world)
+        if not 0 <= rank < world or start_step < 0:
+            raise ValueError(f"rank {rank} of {world} from step {start_step}")
+        count = max(stop_step - start_step, 0) * per_worker
+        return self.worker_groups(0, count, start_step=start_step, rank=rank, world=world)
+
+    def groups_per_worker(self, world: int) -> int:
+        """Groups of one step that each of `world` workers reads."""
+        self.check_world(world)
+        return self.spec.groups_per_step // world
+
+    def worker_groups(self, first: int, last: int, *, start_step: int, rank: int, world: int) -> pa.Table:
+        """Rows of a worker's groups number [first, last), counted from `start_step`.
+
+        The unit in which a stream cuts its work: a group is never divided.
+        """
+        step, place = np.divmod(np.arange(first, last, dtype=np.int64), self.groups_per_worker(world))
+        step += start_step
+        group = step * self.spec.groups_per_step + rank * self.groups_per_worker(world) + place
+        return self._table(step, group)
+
+    def _table(self, step_G: np.ndarray, group_G: np.ndarray) -> pa.Table:
+        spec = self.spec
+        position = group_G[:, None] * spec.subjects_per_group + np.arange(spec.subjects_per_group)
+        session = np.repeat(self._visits.rows(position.ravel()), spec.crops_per_subject)
+        n = len(session)
+        crop = np.tile(np.arange(spec.crops_per_subject, dtype=np.int64), position.size)
+        seed = hash64(spec.seed, _CROP, np.repeat(position.ravel(), spec.crops_per_subject), crop)
+        corner = draw_corners(seed, self._lo[session], self._hi[session], spec.crop)
+        take = pa.array(session)
+        columns = [
+            pa.array(np.repeat(step_G, spec.crops_per_group)),
+            pa.array(np.repeat(group_G, spec.crops_per_group)),
+            pa.array(np.tile(np.arange(spec.crops_per_group, dtype=np.int32), len(group_G))),
+            self._subject.take(take),
+            self._session.take(take),
+            pa.array(self._shard[session]),
+            pa.array(self._row[session]),
+            pa.array(seed.reshape(n)),
+            pa.FixedSizeListArray.from_arrays(pa.array(corner.ravel()), 3),
+        ]
+        metadata = {CROP_METADATA: json.dumps(spec.crop)}
+        return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA.with_metadata(metadata))
+
+
+def triples(column: pa.ChunkedArray) -> np.ndarray:
+    """(N, 3) int64 of a list<int32>[3] column, whether its lists are of fixed or variable size."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if flat.size != 3 * len(column):
+        raise DataError(
+            "index holds a shape, box or corner that is not three numbers", fix="convert the cohort again"
+        )
+    return flat.astype(np.int64).reshape(-1, 3)
+
+
+def _eligible(index: pa.Table, spec: PlanSpec, source: str) -> pa.Table:
+    missing = [name for name in INDEX_COLUMNS if name not in index.column_names]
+    if missing:
+        raise DataError(
+            f"index lacks the columns {', '.join(missing)}", file=source, fix="convert the cohort again"
+        )
+    table = index.select(INDEX_COLUMNS)
+    for name in ("subject", "session"):
+        table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
+    table = table.filter(pc.equal(table["split"], spec.split))
+    if table.num_rows == 0:
+        splits = sorted({s for s in index["split"].unique().to_pylist() if s})
+        raise ConfigError(
+            f"no eligible subject in split {spec.split!r}",
+            file=source,
+            fix=f"choose one of the splits {', '.join(splits)}"
+            if splits
+            else "convert a cohort with subjects",
+        )
+    table = table.sort_by([("subject", "ascending"), ("session", "ascending")])
+    pairs = table.group_by(["subject", "session"]).aggregate([([], "count_all")])
+    if pairs.num_rows != table.num_rows:
+        twice = pairs.filter(pc.greater(pairs["count_all"], 1))
+        raise DataError(
+            "index holds the same session more than once",
+            file=source,
+            subject=twice["subject"][0].as_py(),
+            fix="convert the cohort again",
+        )
+    return table

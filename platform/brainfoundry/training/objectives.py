@@ -1,0 +1,49 @@
+"""From `name=value` options to an objective, whatever its options: a new one touches nothing here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from brainfoundry.core.errors import ConfigError
+from brainfoundry.pretext.base import Objective, load_objective
+
+
+def build_objective(name: str, options: Sequence[str] = ()) -> Objective:
+    """The objective with its options.
+
+    Args:
+        name: file of brainfoundry.pretext.
+        options: such as `("temperature=0.1", "contrast_scope=global")`; the rest keep their defaults.
+
+    Raises:
+        ConfigError: unknown objective, unknown option, or a value it refuses.
+    """
+    kind = load_objective(name)
+    known = {field.name: field for field in dataclasses.fields(kind.Config)}
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(
+                f"{name} has no option {key!r}" if equals else f"option {option!r} is not name=value",
+                fix=f"did you mean {close[0]}=...?" if close else f"options are {', '.join(known)}",
+            )
+        value = yaml.safe_load(text)
+        default = known[key].default
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not dataclasses.MISSING and not isinstance(value, type(default)):
+            raise ConfigError(f"{name}.{key} is {text!r}", fix=f"give a value like {default!r}")
+        values[key] = value
+    return kind(kind.Config(**values))
+
+
+def options_of(objective: Objective) -> dict[str, Any]:
+    """All options of an objective, for the card."""
+    return dataclasses.asdict(objective.config)

@@ -1,0 +1,202 @@
+"""What every Ray Train worker runs: build, continue from the newest checkpoint, step through the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from brainfoundry.core.errors import DataError
+from brainfoundry.core.memory import keep_freed_memory
+from brainfoundry.core.rng import hash64_int
+from brainfoundry.models.sizes import EncoderSpec
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.stream.batch import CropBatch
+from brainfoundry.stream.plan import Plan
+from brainfoundry.stream.ray_train_data import iter_steps
+from brainfoundry.training import checkpoint
+from brainfoundry.training.card import Card
+from brainfoundry.training.engine import Engine
+from brainfoundry.training.feed import feed
+from brainfoundry.training.meter import Meter
+from brainfoundry.training.objectives import build_objective
+from brainfoundry.training.reporter import Reporter
+from brainfoundry.training.resources import memory_gb, peak_flops, set_threads
+from brainfoundry.training.task import PretrainTask
+from brainfoundry.training.validate import Validator
+
+
+def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train function of stage 1; rank 0's return value becomes the result of the run."""
+    task: PretrainTask = settings["task"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    set_threads(task.config.cluster.threads, context.get_local_world_size())
+    device = ray.train.torch.get_device()
+    if device.type == "cpu" and task.config.cluster.keep_freed_memory:
+        keep_freed_memory()
+
+    engine = build_engine(task, device, distributed=world > 1)
+    start = checkpoint.latest_step(task.checkpoints)
+    if start:
+        found = checkpoint.load(checkpoint.checkpoint_uri(task.checkpoints, start))
+        make_card(task, start, {}).refuse_mismatch(found.card, found.uri)
+        engine.load(found.model, found.state, found.uri)
+
+    shards = ShardSet.open(task.shards)
+    plan = Plan.open(task.shards, task.plan)
+    stream = iter_steps(
+        ray.train.get_dataset_shard("train"),
+        rows_per_step=plan.crops_per_step // world,
+        first_step=start,
+        stop_step=task.config.optim.steps,
+        crops_per_group=plan.crops_per_group,
+        prefetch=1,
+    )
+    batches = feed(stream, device)
+    validator = None
+    if task.validation is not None:
+        held_out = Plan.open(task.shards, task.validation)
+        validator = Validator(
+            shards, held_out, task.channels, groups=task.validation_groups, rank=rank, world=world
+        )
+    meter = Meter(
+        crops_per_step=plan.crops_per_step, workers=world, gpus=world if device.type == "cuda" else 0
+    )
+    reporter = Reporter(task, world=world, first_step=start) if rank == 0 else None
+    try:
+        result = _run(task, engine, batches, validator, meter, reporter, start)
+    except BaseException:
+        if reporter:
+            reporter.interrupted()
+        raise
+    if reporter:
+        reporter.finished(result)
+    return result
+
+
+def build_engine(task: PretrainTask, device: torch.device, *, distributed: bool) -> Engine:
+    """The network of the run with its seeded start, its objective and optimiser."""
+    model = task.config.model
+    objective = build_objective(model.objective, model.objective_options)
+    torch.manual_seed(hash64_int(task.config.data.seed, 0) >> 1)  # every worker starts from the same weights
+    network: nn.Module = objective.network(EncoderSpec.from_dict(task.card["encoder"])).to(device)
+    network.train()
+    if distributed:
+        # The only buffers are constant index tables: broadcasting them every step would be waste.
+        network = DistributedDataParallel(
+            network,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    return Engine(network, objective, task.config.optim, task.config.data.intensity, device)
+
+
+def make_card(task: PretrainTask, step: int, metrics: dict[str, float]) -> Card:
+    """Card of the run at a step."""
+    return Card(**task.card, step=step, metrics=metrics)
+
+
+def _run(
+    task: PretrainTask,
+    engine: Engine,
+    batches: Iterator[CropBatch],
+    validator: Validator | None,
+    meter: Meter,
+    reporter: Reporter | None,
+    start: int,
+) -> dict[str, Any]:
+    keep, steps = task.config.keep, task.config.optim.steps
+    writer = (
+        checkpoint.CheckpointWriter(task.checkpoints, keep_last=keep.keep_last, best_by=keep.best_by)
+        if reporter
+        else None
+    )
+    pending: list[torch.Tensor] = []
+    metrics: dict[str, float] = {}
+    for step in range(start, steps):
+        with meter.waiting():
+            batch = next(batches)
+        if step == start:
+            pending.append(_first_step(engine, step, batch, meter))
+        else:
+            pending.append(engine.step(step, batch))
+        meter.step()
+        done = step + 1
+        final = done == steps
+        validate = validator is not None and (final or _due(done, keep.validate_every))
+        save = final or _due(done, keep.checkpoint_every)
+        if final or validate or save or _due(done, keep.log_every):
+            records = _mean_over_workers(torch.stack(pending))
+            speed = {**meter.read(), **memory_gb(engine.device)}
+            if reporter:
+                reporter.steps(done - len(pending), engine.record_names, records, speed)
+            _refuse_nonfinite(records, done - len(pending))
+            pending.clear()
+            meter.reset()
+        if validate:
+            assert validator is not None
+            metrics = validator.losses(engine)
+            if reporter:
+                reporter.validation(done, metrics, validator.pictures(engine, keep.pictures))
+        if save and writer:
+            assert reporter is not None
+            state = {"model": engine.bare.state_dict(), **engine.state()}
+            frozen = checkpoint.to_cpu(state)
+            model = frozen.pop("model")
+            writer.save(make_card(task, done, metrics if validate else {}), model, frozen)
+        if validate or save:
+            meter.reset()
+    if writer:
+        writer.wait()
+    best = writer.best_step if writer else None
+    return {
+        "steps": steps,
+        "first_step": start,
+        "metrics": metrics,
+        "checkpoint": checkpoint.checkpoint_uri(task.checkpoints, steps),
+        "best_checkpoint": checkpoint.checkpoint_uri(task.checkpoints, best) if best else None,
+    }
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _first_step(engine: Engine, step: int, batch: CropBatch, meter: Meter) -> torch.Tensor:
+    """The first step of this process; on a GPU it is also counted, for the MFU."""
+    engine.rehearse(batch)
+    meter.peak = peak_flops(engine.device, engine.config.precision)
+    if meter.peak is None:
+        return engine.step(step, batch)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        record = engine.step(step, batch)
+    meter.flops_per_step = float(counter.get_total_flops())
+    return record
+
+
+def _mean_over_workers(records: torch.Tensor) -> list[list[float]]:
+    """Mean of (steps, names) over the workers, on the host: the one place that waits for the device."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(records)
+        records /= dist.get_world_size()
+    return records.tolist()
+
+
+def _refuse_nonfinite(records: list[list[float]], first: int) -> None:
+    for i, record in enumerate(records):
+        if not math.isfinite(record[0]):
+            raise DataError(
+                f"the loss of step {first + i} is {record[0]}",
+                fix="lower --optim.lr, use --optim.precision bf16 or fp32, or look for broken scans",
+            )
