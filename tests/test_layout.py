@@ -23,7 +23,9 @@ PACKAGE = ROOT / "platform" / "brainfoundry"
 ROOMS = (
     "core",
     "cohorts",
+    "reports",
     "store",
+    "quality",
     "stream",
     "models",
     "pretext",

@@ -107,9 +107,9 @@ def test_hash_is_the_documented_one(tmp_path) -> None:
     counted = {code: {"sessions": 0, "subjects": 0} for code in ALL_REASONS}
     counted |= {code: {"sessions": 2, "subjects": 2} for code in ("assessed", "included")}
     described = {
-        "cohort": "test", "counts": counted, "modalities": ["T1w"], "notes": ["a note"],
-        "rules": {"min_slices_header": 100}, "skull_stripped": True, "source": "/data", "stage": "intake",
-        "template_space": "MNI152", "version": 1,
+        "cohort": "test", "counts": counted, "labels": "", "modalities": ["T1w"], "notes": ["a note"],
+        "rules": {"min_slices_header": 100}, "skull_stripped": True, "source": "/data",
+        "splits": {}, "stage": "intake", "template_space": "MNI152", "version": 1,
     }  # fmt: skip
     sha.update(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
     assert digest == sha.hexdigest()

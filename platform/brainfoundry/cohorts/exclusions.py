@@ -22,21 +22,28 @@ if TYPE_CHECKING:
 Stage = Literal["intake", "converted"]
 
 INTAKE_REASONS: dict[str, str] = {
+    "withdrawn": "consent was withdrawn",
+    "brain_tumour": "brain tumour on record (the user's list)",
     "unreadable_archive": "archive or compressed file cannot be read",
     "missing_modality": "a requested modality is missing",
+    "missing_label": "the lesion mask is missing",
     "not_nifti": "file is not a NIfTI image",
     "unsupported_image": "image is 4D, complex, RGB or has no voxels",
     "duplicate": "the same scan was delivered more than once",
     "grid_mismatch": "modalities lie on different grids",
+    "label_grid_mismatch": "the lesion mask lies on another grid",
     "too_few_slices_header": "too few slices on the third axis (header)",
 }
 CONVERSION_REASONS: dict[str, str] = {
     "damaged_data": "voxel data is damaged inside the file",
     "not_finite": "voxels that are NaN or infinite",
     "empty_volume": "volume holds nothing but background",
+    "label_values": "mask values that are no labels of the cohort's scheme",
     "too_few_slices_content": "too few axial slices that show brain (voxels)",
 }
 REASONS: dict[str, str] = {**INTAKE_REASONS, **CONVERSION_REASONS}
+# Rules that many cohorts do not have: a line of the table only where they left somebody out.
+SHOWN_WHEN_USED = ("withdrawn", "brain_tumour", "missing_label", "label_grid_mismatch", "label_values")
 _RANK = {reason: rank for rank, reason in enumerate(REASONS)}
 
 
@@ -144,7 +151,8 @@ def exclusion_table(
     lines = []
     for code, label in labels.items():
         found = counts.get(code, {"subjects": 0, "sessions": 0})
-        if stage == "intake" and code in CONVERSION_REASONS and not found["sessions"]:
+        unasked = code in SHOWN_WHEN_USED or (stage == "intake" and code in CONVERSION_REASONS)
+        if unasked and not found["sessions"]:
             continue
         lines.append(
             ExclusionLine(reason=code, label=label, subjects=found["subjects"], sessions=found["sessions"])

@@ -51,6 +51,8 @@ class ManifestMeta:
         stage: "intake" (headers only) or "converted" (voxels seen).
         counts: code -> {"subjects": n, "sessions": n}; made by the writer.
         notes: sentences for the exclusion report.
+        labels: scheme of the lesion masks (`cohorts.labels.SCHEMES`); "" for a cohort without.
+        splits: how split, fold and few-shot subsets were made (`cohorts.splits`); empty where none were.
     """
 
     cohort: str
@@ -62,6 +64,8 @@ class ManifestMeta:
     stage: Stage = "intake"
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    labels: str = ""
+    splits: Mapping[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     def to_json(self) -> str:
