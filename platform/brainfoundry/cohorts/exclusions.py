@@ -32,7 +32,7 @@ INTAKE_REASONS: dict[str, str] = {
     "duplicate": "the same scan was delivered more than once",
     "grid_mismatch": "modalities lie on different grids",
     "label_grid_mismatch": "the lesion mask lies on another grid",
-    "too_few_slices_header": "too few slices on the third axis (header)",
+    "too_few_slices_header": "too few axial slices (header)",
 }
 CONVERSION_REASONS: dict[str, str] = {
     "damaged_data": "voxel data is damaged inside the file",

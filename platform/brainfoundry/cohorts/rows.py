@@ -128,9 +128,24 @@ class Row:
         return replace(self, verdict="excluded", reason=reason, detail=detail, split="", fold=None)
 
     def with_sha256(self, sha256: Mapping[str, str]) -> Row:
-        """This row with the SHA-256 of each given modality's decompressed NIfTI bytes filled in."""
-        scans = tuple(replace(s, sha256=sha256.get(s.modality, s.sha256)) for s in self.scans)
-        return replace(self, scans=scans)
+        """This row with the SHA-256 of the decompressed NIfTI of each given modality (or mask) filled in."""
+
+        def filled(scan: Scan) -> Scan:
+            return replace(scan, sha256=sha256.get(scan.modality, scan.sha256))
+
+        label = None if self.label is None else filled(self.label)
+        return replace(self, scans=tuple(map(filled, self.scans)), label=label)
+
+    def tombstone(self) -> Row:
+        """What is left of this row when consent is withdrawn: who, and that; no demographics, no scan."""
+        return Row(
+            subject=self.subject,
+            session=self.session,
+            cohort=self.cohort,
+            verdict="excluded",
+            reason="withdrawn",
+            detail=REASONS["withdrawn"],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON and Arrow take them."""

@@ -13,12 +13,23 @@ from itertools import islice
 
 import numpy as np
 
-from brainfoundry.cohorts.exclusions import REASONS, ScanError, first_reason
+from brainfoundry.cohorts.exclusions import REASONS, ScanError
+from brainfoundry.cohorts.intake import (
+    Lacking,
+    check_optional,
+    describe,
+    optional_rule,
+    require_eligible,
+    with_problems,
+)
+from brainfoundry.cohorts.left_out import LeftOut
 from brainfoundry.cohorts.manifest import Manifest, ManifestMeta, ManifestWriter, Row, read_manifest
 from brainfoundry.cohorts.participants import Participants, read_participants
 from brainfoundry.cohorts.ukb_files import FIELDS, BulkFile, BulkFolder, Probe
 from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.core.progress import progress
+
+__all__ = ["UKB_GRID", "UKBRules", "read_ukb", "require_eligible"]
 
 # FSL's MNI152 1 mm grid, on which UK Biobank delivers everything "to_MNI".
 UKB_GRID = (182, 218, 182)
@@ -34,15 +45,18 @@ class UKBRules:
         min_slices: fewest voxels along the third axis of the stored header (paper Fig. 3: at least 100
             slices in both modalities).
         grid_tolerance_mm: largest difference between the affines of a session's modalities.
+        optional: of the modalities, those a session may lack as long as it has one at all.
 
     Raises:
-        ConfigError: unknown or repeated modality, no or repeated instance, negative rule.
+        ConfigError: unknown or repeated modality, an optional one that is not taken, no or repeated instance,
+            negative rule.
     """
 
     modalities: tuple[str, ...] = ("T1w", "FLAIR")
     instances: tuple[int, ...] = (2,)
     min_slices: int = 100
     grid_tolerance_mm: float = 1e-3
+    optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.modalities:
@@ -51,6 +65,7 @@ class UKBRules:
         for what, values in (("modalities", self.modalities), ("instances", self.instances)):
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{what} is empty or repeats one: {values}", fix="name each once")
+        check_optional(self.optional, self.modalities)
         if min(self.instances) < 0 or self.min_slices < 0 or self.grid_tolerance_mm < 0:
             raise ConfigError("instances, min_slices and grid_tolerance_mm cannot be negative")
 
@@ -92,6 +107,7 @@ def read_ukb(
     rules: UKBRules | None = None,
     *,
     participants: str | None = None,
+    left_out: LeftOut | None = None,
     threads: int = 16,
     batch: int = 256,
 ) -> Manifest:
@@ -102,15 +118,16 @@ def read_ukb(
             what the zips hold, in any subfolders.
         manifest_uri: where the manifest goes.
         participants: optional table with age, sex and site (see `read_participants`).
+        left_out: the user's lists of participants to leave out.
         threads: files read at once; storage latency, not the processor, is what they hide.
         batch: sessions in flight, and so in memory, at a time.
 
     Raises:
         DataError: no such folder, or nothing of UK Biobank in it. One bad file only costs its row.
     """
-    rules = rules or UKBRules()
+    rules, left_out = rules or UKBRules(), left_out or LeftOut()
     folder = BulkFolder(root)
-    sessions, left_out = _sessions(folder, rules)
+    sessions, other_visits = _sessions(folder, rules)
     table = read_participants(participants, {s.eid for s in sessions}) if participants else None
     if table is not None:  # a wrong cell is told now, not an hour into the headers
         for session in sessions:
@@ -125,68 +142,53 @@ def read_ukb(
             "instances": list(rules.instances),
             "min_slices_header": rules.min_slices,
             "grid_tolerance_mm": rules.grid_tolerance_mm,
+            **optional_rule(rules.optional),
+            **left_out.rules(),
         },
     )
-    rule, unknown = _HeaderRule(), 0
+    rule, unknown, lacking = _HeaderRule(), 0, Lacking(rules.optional)
     with (
         ManifestWriter(manifest_uri, meta) as writer,
         ThreadPoolExecutor(threads, thread_name_prefix="intake") as pool,
         progress("reading headers", len(sessions), "sessions") as bar,
     ):
         for part in _batches(sessions, batch):
-            for row in pool.map(lambda s: _judge(folder, s, rules, table), part):
+            for row in pool.map(lambda s: _judge(folder, s, rules, table, left_out), part):
                 writer.write(row)
                 _count_header_rule(rule, row)
-                unknown += table is not None and row.subject not in table
+                lacking.count(row)
+                known = table is None or row.subject in table or row.reason == "withdrawn"
+                unknown += not known
             bar.advance(len(part))
         writer.note(rule.note(rules.min_slices))
-        if left_out:
-            which = ", ".join(f"{n:,} of instance {i}" for i, n in sorted(left_out.items()))
+        writer.note(*left_out.notes({s.eid for s in sessions}), *lacking.notes())
+        if other_visits:
+            which = ", ".join(f"{n:,} of instance {i}" for i, n in sorted(other_visits.items()))
             writer.note(f"bulk files of other instances were left out: {which}")
         if unknown:
             writer.note(f"{unknown:,} sessions are of subjects whom the participants table does not know")
     return read_manifest(manifest_uri)
 
 
-def require_eligible(manifest: Manifest) -> None:
-    """Refuse a manifest in which every session is excluded.
-
-    Raises:
-        DataError: naming the most frequent reason.
-    """
-    counts = manifest.counts()
-    if counts["included"]["sessions"]:
-        return
-    worst = max(REASONS, key=lambda reason: counts[reason]["sessions"])
-    example = next(row for row in manifest.rows() if row.reason == worst)
-    raise DataError(
-        f"no eligible subject: all {counts['assessed']['sessions']:,} sessions are excluded, "
-        f"{counts[worst]['sessions']:,} because {REASONS[worst]}; for example {example.detail}",
-        file=manifest.meta.source,
-        subject=example.subject,
-        fix="mend or add scans, or choose other --modalities or --instances",
-    )
-
-
 def _sessions(folder: BulkFolder, rules: UKBRules) -> tuple[list[_Session], dict[int, int]]:
     """Sessions in the manifest's order, and the number of files left out by instance."""
     fields = {FIELDS[name].field for name in rules.modalities}
     grouped: dict[tuple[str, int], list[BulkFile]] = {}
-    left_out: dict[int, int] = {}
+    other_visits: dict[int, int] = {}
     others: set[int] = set()
     for found in folder.find():
         if found.field not in fields:
             others.add(found.field)
         elif found.instance not in rules.instances:
-            left_out[found.instance] = left_out.get(found.instance, 0) + 1
+            other_visits[found.instance] = other_visits.get(found.instance, 0) + 1
         else:
             grouped.setdefault((found.eid, found.instance), []).append(found)
     if not grouped:
         wanted = " or ".join(
             f"EID_{FIELDS[name].field}_{rules.instances[0]}_0.zip" for name in rules.modalities
         )
-        if left_out:
-            seen = f"only those of instance {', '.join(map(str, sorted(left_out)))}"
+        if other_visits:
+            seen = f"only those of instance {', '.join(map(str, sorted(other_visits)))}"
         else:
             seen = f"only fields {', '.join(map(str, sorted(others)))}" if others else "no bulk file at all"
         raise DataError(
@@ -195,7 +197,8 @@ def _sessions(folder: BulkFolder, rules: UKBRules) -> tuple[list[_Session], dict
             fix=f"give the folder that holds {wanted}, or choose other --modalities or --instances",
         )
     ordered = sorted(grouped, key=lambda key: (key[0], str(key[1])))
-    return [_Session(eid, i, sorted(grouped[eid, i], key=lambda f: f.path)) for eid, i in ordered], left_out
+    by_path = [_Session(eid, i, sorted(grouped[eid, i], key=lambda found: found.path)) for eid, i in ordered]
+    return by_path, other_visits
 
 
 def _batches(sessions: Iterable[_Session], size: int) -> Iterator[list[_Session]]:
@@ -204,27 +207,24 @@ def _batches(sessions: Iterable[_Session], size: int) -> Iterator[list[_Session]
         yield part
 
 
-def _judge(folder: BulkFolder, session: _Session, rules: UKBRules, table: Participants | None) -> Row:
+def _judge(
+    folder: BulkFolder, session: _Session, rules: UKBRules, table: Participants | None, left_out: LeftOut
+) -> Row:
     """The manifest row of one session."""
+    row = Row(subject=session.eid, session=str(session.instance), cohort="ukb")
+    listed = left_out.reason(session.eid)
+    if listed == "withdrawn":  # nothing of them is kept, and none of their files opened
+        return row.excluded("withdrawn", REASONS["withdrawn"])
     probes, problems = _probe_all(folder, session, rules)
-    complete = not problems
-    if complete:
-        problems += _grid_problems([probes[name][0] for name in rules.modalities], rules)
-    row = Row(
-        subject=session.eid,
-        session=str(session.instance),
-        cohort="ukb",
-        scans=tuple(probe.scan for name in rules.modalities for probe in probes[name]),
-    )
+    if not problems:
+        problems += _grid_problems([probes[name][0] for name in rules.modalities if probes[name]], rules)
+    if listed:
+        problems.append((listed, REASONS[listed]))
+    row = replace(row, scans=tuple(probe.scan for name in rules.modalities for probe in probes[name]))
     if table is not None:
         known = table.of(session.eid, session.instance)
         row = replace(row, age=known.age, sex=known.sex, site=known.site)
-    if not problems:
-        return row
-    reason = first_reason(reason for reason, _ in problems)
-    # All that is wrong, so that nobody mends one thing to be told of the next; what counts comes first.
-    details = sorted(problems, key=lambda problem: problem[0] != reason)
-    return row.excluded(reason, "; ".join(detail for _, detail in details))
+    return with_problems(row, problems)
 
 
 def _probe_all(
@@ -236,20 +236,16 @@ def _probe_all(
     for name in rules.modalities:
         field = FIELDS[name]
         copies = [f for f in session.found if f.field == field.field]
-        if not copies:
+        if not copies and name not in rules.optional:
             problems.append(("missing_modality", f"{name}: no file of field {field.field} ({field.title})"))
         for found in copies:
             try:
                 probes[name].append(folder.probe(found, name))
             except ScanError as error:
-                problems.append((error.reason, f"{name}: {_describe(error)}"))
+                problems.append((error.reason, f"{name}: {describe(error)}"))
         if len(copies) > 1:
             problems.append(("duplicate", f"{name}: {_describe_copies(copies, probes[name])}"))
     return probes, problems
-
-
-def _describe(error: ScanError) -> str:
-    return f"{error.problem} [{error.file}]" + (f". Fix: {error.fix}" if error.fix else "")
 
 
 def _describe_copies(copies: Sequence[BulkFile], probes: Sequence[Probe]) -> str:

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow.fs as pafs
 
 from brainfoundry.cohorts.exclusions import MissingMember, ScanError, UnreadableArchive
+from brainfoundry.cohorts.folder import Probe
 from brainfoundry.cohorts.manifest import Scan
 from brainfoundry.cohorts.nifti_header import DEFLATE_MAX_RATIO, read_header
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
+from brainfoundry.core.remote import StorageError
 
 # {eid}_{field}_{instance}_{array}, UK Biobank's naming of bulk data.
 _NAME = re.compile(r"^(\d+)_(\d+)_(\d+)_(\d+)(\.zip)?$", re.IGNORECASE)
@@ -53,14 +54,6 @@ class BulkFile(NamedTuple):
     instance: int
     path: str
     packed: bool
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A header that could be read: the scan for the manifest and its affine (4 x 4, voxel to mm)."""
-
-    scan: Scan
-    affine: np.ndarray
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -135,7 +128,7 @@ class BulkFolder:
             if found.packed:
                 return self._probe_zip(found, modality, uri, member, where)
             return self._probe_plain(found, modality, where, f"{found.path}/{member}")
-        except ScanError:
+        except (ScanError, StorageError):
             raise
         except Exception as error:  # zipfile raises many kinds on damage; none may stop an intake
             kind = "zip" if found.packed else "file"
