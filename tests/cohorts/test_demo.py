@@ -20,9 +20,9 @@ from brainfoundry.cohorts.phantom import (
     HEALTHY,
     MNI_AFFINE,
     MNI_SHAPE,
-    Anatomy,
     Contrast,
     Lesions,
+    Part,
     PhantomRanges,
     make_anatomy,
     render,
@@ -231,21 +231,23 @@ def test_age_opens_ventricles_and_lesions_can_join() -> None:
     total = (young.grey + young.white + young.fluid)[young.brain]
     assert float((total - 1).abs().max()) < 1e-5
 
-    def ball(anatomy: Anatomy, key: int) -> Lesions:
-        axes = torch.meshgrid(*[torch.arange(n) for n in MNI_SHAPE], indexing="ij")
-        inside = sum((a - c) ** 2 for a, c in zip(axes, (60, 120, 95), strict=True)) < 8**2
-        return Lesions(weight=inside.float(), intensity={"FLAIR": 2.0}, label=inside.to(torch.uint8))
+    axes = torch.meshgrid(*[torch.arange(n) for n in MNI_SHAPE], indexing="ij")
+    ball = sum((a - c) ** 2 for a, c in zip(axes, (60, 120, 95), strict=True)) < 8**2
+    box = (slice(40, 80), slice(100, 140), slice(80, 120))
+    part = Part(box=box, weight=ball[box].float(), intensity={"FLAIR": 2.0})
+    lesions = Lesions(parts=(part,), label=ball.to(torch.uint8))
 
     flair = HEALTHY.contrasts["FLAIR"]
     quiet = Contrast(
         white=(300.0, 300.0), grey=flair.grey, fluid=flair.fluid, noise=(0.0, 0.0), bias=(0.0, 0.0)
     )
-    stroke = PhantomRanges(contrasts={"FLAIR": quiet}, lesions=ball)
-    healthy = PhantomRanges(contrasts={"FLAIR": quiet})
-    with_lesion = render(young, stroke, "FLAIR", 3, 0)
-    changed = with_lesion != render(young, healthy, "FLAIR", 3, 0)
-    where = ball(young, 0).label.bool() & young.brain
+    ranges = PhantomRanges(contrasts={"FLAIR": quiet, "T1w": HEALTHY.contrasts["T1w"]})
+    with_lesion = render(young, ranges, "FLAIR", 3, 0, lesions=lesions)
+    changed = with_lesion != render(young, ranges, "FLAIR", 3, 0)
+    where = ball & young.brain
     assert np.array_equal(changed, where.numpy())
+    unseen = render(young, ranges, "T1w", 3, 0, lesions=lesions)  # a modality the lesion does not show in
+    assert np.array_equal(unseen, render(young, ranges, "T1w", 3, 0))
     gain = with_lesion[where.numpy()] / 600.0
     assert math.isclose(gain.min(), gain.max(), abs_tol=0.01) and 0.94 < gain.mean() < 1.06
 

@@ -8,30 +8,20 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
-import multiprocessing
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from typing import Any
 
-import nibabel
 import numpy as np
-import pyarrow.fs as pafs
-import torch
 
+from brainfoundry.cohorts.demo_files import complete, nifti_bytes
 from brainfoundry.cohorts.phantom import HEALTHY, MNI_AFFINE, Draws, make_anatomy, render
 from brainfoundry.cohorts.ukb_files import FIELDS
 from brainfoundry.core import files, paths
-from brainfoundry.core.errors import ConfigError, DataError
-from brainfoundry.core.progress import progress
+from brainfoundry.core.errors import ConfigError
 
 FIRST_EID = 9_900_001
 MAX_SUBJECTS = 99_999
-RECORD = "demo.json"
 PARTICIPANTS = "participants.tsv"
 # Raised whenever the same spec would give other voxels or files, so that nobody reuses an older cohort.
 GENERATOR = 1
@@ -152,6 +142,10 @@ class DemoSubject:
             for name in names
         }
 
+    def paths(self) -> list[str]:
+        """Where the zips lie, relative to the cohort's folder."""
+        return list(self.zips())
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSummary:
@@ -181,21 +175,17 @@ def make_demo_cohort(root: str, spec: DemoSpec | None = None, *, workers: int | 
         DataError: the folder holds another cohort or other files, or cannot be written.
     """
     spec, root = spec or DemoSpec(), files.absolute(root)
-    record: dict[str, Any] = {"generator": GENERATOR, "spec": asdict(spec), "sizes": {}}
-    there = _sizes(root)
-    earlier = _check_folder(root, record, there)
     subjects = list(spec.subjects())
-    wanted = {name: subject for subject in subjects for name in subject.zips()}
-    # A zip is there whole or not at all; its size is known, and compared, once the cohort was finished.
-    missing = [n for n in wanted if n not in there or there[n] != earlier.get(n, there[n])]
-    if missing or PARTICIPANTS not in there or not earlier:
-        files.check_writable(root)
-        files.write_json(files.join(root, RECORD), record)
-        _write_participants(root, subjects)
-        _make(root, spec, {wanted[n].index: wanted[n] for n in missing}, set(missing), workers)
-        there = _sizes(root)
-        record["sizes"] = {name: there[name] for name in wanted}
-        files.write_json(files.join(root, RECORD), record)
+    done = complete(
+        root,
+        {"generator": GENERATOR, "spec": asdict(spec)},
+        subjects,
+        _make_subject,
+        seed=spec.seed,
+        extra={PARTICIPANTS: lambda: _participants(subjects)},
+        noun="participants",
+        workers=workers,
+    )
     kinds: dict[str, int] = {}
     for subject in subjects:
         kinds[subject.kind] = kinds.get(subject.kind, 0) + 1
@@ -203,68 +193,15 @@ def make_demo_cohort(root: str, spec: DemoSpec | None = None, *, workers: int | 
         root=root,
         kinds=kinds,
         sessions=sum(len(subject.instances) for subject in subjects),
-        zips=len(wanted),
-        made=len(missing),
-        bytes=sum(there[name] for name in wanted),
+        zips=done.files,
+        made=done.made,
+        bytes=done.bytes,
     )
 
 
-def _sizes(root: str) -> dict[str, int]:
-    """Name -> bytes of what lies in the folder; a folder counts 0."""
-    fs, path = files.filesystem(root)
-    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return {info.base_name: info.size or 0 for info in infos}
-
-
-def _check_folder(root: str, record: Mapping[str, Any], there: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the zips where an earlier call finished this very cohort, else {}; refuses other folders."""
-    fix = "choose another folder, or delete this one"
-    if RECORD not in there:
-        if any(not name.startswith(".") for name in there):
-            raise DataError("folder is not empty and holds no demo cohort", file=root, fix=fix)
-        return {}
-    earlier = files.read_json(files.join(root, RECORD))
-    if not isinstance(earlier, dict) or any(earlier.get(k) != record[k] for k in ("generator", "spec")):
-        text = json.dumps(earlier.get("spec") if isinstance(earlier, dict) else None)
-        raise DataError(f"folder holds a demo cohort of another spec: {text}", file=root, fix=fix)
-    sizes: dict[str, int] = earlier.get("sizes", {})
-    return sizes
-
-
-def _write_participants(root: str, subjects: list[DemoSubject]) -> None:
+def _participants(subjects: list[DemoSubject]) -> bytes:
     rows = [f"{s.eid}\t{s.age}\t{s.sex}\t{s.site}" for s in subjects]
-    text = "\n".join(["eid\tage\tsex\tsite", *rows]) + "\n"
-    files.write_bytes(files.join(root, PARTICIPANTS), text.encode())
-
-
-def _make(
-    root: str, spec: DemoSpec, subjects: Mapping[int, DemoSubject], missing: set[str], workers: int | None
-) -> None:
-    n = min(workers or min(os.cpu_count() or 1, 8), len(subjects))
-    with progress("making participants", len(subjects), "participants") as bar:
-        if n <= 1:
-            for subject in subjects.values():
-                _make_subject(root, spec.seed, subject, missing)
-                bar.advance()
-            return
-        # Spawned, not forked: torch and pyarrow hold threads that a fork would leave locked.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            n, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            futures = [
-                pool.submit(_make_subject, root, spec.seed, s, missing & set(s.zips()))
-                for s in subjects.values()
-            ]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.advance()
-            except BrokenProcessPool as error:
-                fix = "run it again (what is done is kept) with fewer --workers"
-                raise DataError("a worker process died, likely out of memory", file=root, fix=fix) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+    return ("\n".join(["eid\tage\tsex\tsite", *rows]) + "\n").encode()
 
 
 def _make_subject(root: str, seed: int, subject: DemoSubject, missing: set[str]) -> None:
@@ -299,15 +236,6 @@ def _bulk_zip(image: np.ndarray, modality: str, kind: str) -> bytes:
         )
     data = zip_bytes({FIELDS[modality].member: packed})
     return data[: len(data) * 6 // 10] if kind == "cut_zip" and modality == "T1w" else data
-
-
-def nifti_bytes(image: np.ndarray, affine: np.ndarray) -> bytes:
-    """A NIfTI-1 file in MNI152 space (form codes 4) of a volume, in its own type."""
-    made = nibabel.Nifti1Image(image, affine)
-    made.header.set_qform(affine, code=4)
-    made.header.set_sform(affine, code=4)
-    made.header.set_xyzt_units("mm", "sec")
-    return made.to_bytes()
 
 
 def zip_bytes(members: Mapping[str, bytes]) -> bytes:

@@ -8,11 +8,10 @@ grid (LAS, 1 mm).
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import nibabel
 import numpy as np
@@ -59,7 +58,7 @@ class Contrast:
 class Anatomy:
     """One subject's tissues: fractions 0..1 of grey, white and fluid, the template's detail, the brain mask.
 
-    All of shape (182, 218, 182); `brain` is bool, and every other map is 0 outside it.
+    All of one shape, (182, 218, 182) at a step of 1 mm; `brain` is bool, and every other map is 0 outside it.
     """
 
     grey: Tensor
@@ -67,29 +66,56 @@ class Anatomy:
     fluid: Tensor
     detail: Tensor
     brain: Tensor
+    step: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        x, y, z = self.brain.shape
+        return x, y, z
 
 
-@dataclass(frozen=True)
-class Lesions:
-    """What a lesion hook paints over the tissues.
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One layer painted over the tissues.
 
     Args:
-        weight: (182, 218, 182) in 0..1: how much of a voxel is lesion.
-        intensity: by modality, relative to white matter.
-        label: (182, 218, 182) uint8 class map that goes with it.
+        box: the part of the volume it touches; `weight` and `grain` have that shape.
+        weight: in 0..1: how much of a voxel it takes; the tissue shows through the rest.
+        intensity: by modality, relative to white matter; a modality that is not named is left as it is.
+        grain: relative deviation from the intensity, voxel by voxel.
     """
 
+    box: Box
     weight: Tensor
     intensity: Mapping[str, float]
+    grain: Tensor | float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesions:
+    """What is painted over the tissues, first layer first, and the uint8 class map that goes with it."""
+
+    parts: tuple[Part, ...]
     label: Tensor
 
 
-class LesionHook(Protocol):
-    """Lesions of a subject: a pure function of its anatomy and a 64-bit key."""
+@dataclass(frozen=True, kw_only=True)
+class Swelling:
+    """Tissue that takes more room than it should and pushes the rest away.
 
-    def __call__(self, anatomy: Anatomy, key: int, /) -> Lesions:
-        """Where the lesions lie and how bright they are."""
-        ...
+    Args:
+        centre: voxel on the anatomy's 1 mm grid.
+        sigma_mm: reach.
+        growth: relative enlargement at the centre; at most about 0.6, beyond which tissue would fold.
+    """
+
+    centre: tuple[float, float, float]
+    sigma_mm: float
+    growth: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +130,6 @@ class PhantomRanges:
         fold_mm: standard deviation of the fine displacement (knots 9 mm apart), which moves gyri.
         ventricles: growth of the lateral ventricles at age 45 and at 82, give or take `ventricle_spread`.
         atrophy: how much of the cortex's grey matter turns to fluid, at age 45 and at age 82.
-        lesions: paints lesions, or None for a healthy cohort.
     """
 
     contrasts: Mapping[str, Contrast]
@@ -116,7 +141,6 @@ class PhantomRanges:
     ventricles: Interval = (-0.15, 0.4)
     ventricle_spread: float = 0.15
     atrophy: Interval = (0.0, 0.25)
-    lesions: LesionHook | None = None
 
 
 # Tissue ratios of a 3 T MPRAGE and a 3 T 3D FLAIR, set by eye from healthy scans; not fitted to a cohort.
@@ -194,15 +218,25 @@ def _to_mni_grid(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(data[np.ix_(*indices)])
 
 
-def make_anatomy(ranges: PhantomRanges, seed: int, subject: int, age: float) -> Anatomy:
+def make_anatomy(
+    ranges: PhantomRanges,
+    seed: int,
+    subject: int,
+    age: float,
+    *,
+    step: int = 1,
+    swellings: Sequence[Swelling] = (),
+) -> Anatomy:
     """The tissues of one subject.
 
     Args:
         age: years; older brains have larger ventricles and less cortex.
+        step: mm between voxels: the same brain on a coarser grid (every step-th voxel, nearly), for tests.
+        swellings: mass effect.
     """
     draws = Draws(seed, subject)
     maps = template()
-    points_123 = _sampling_points(ranges, draws, age)
+    points_123 = _sampling_points(ranges, draws, age, step, swellings)
     stack_1CDHW = torch.stack([maps["t1"], maps["grey"], maps["white"]])[None]
     warped = F.grid_sample(
         stack_1CDHW, points_123[None], mode="bilinear", padding_mode="zeros", align_corners=True
@@ -220,7 +254,7 @@ def make_anatomy(ranges: PhantomRanges, seed: int, subject: int, age: float) -> 
     grey, fluid = grey - lost, fluid + lost
     # What the template shows beyond a mixture of three tissues (their means in it: 0.76, 0.93, 0.4).
     detail = (t1 - (0.76 * grey + 0.93 * white + 0.4 * fluid)).clamp_(-0.15, 0.15) * brain
-    return Anatomy(grey=grey, white=white, fluid=fluid, detail=detail, brain=brain)
+    return Anatomy(grey=grey, white=white, fluid=fluid, detail=detail, brain=brain, step=step)
 
 
 def _aging(age: float) -> float:
@@ -228,11 +262,13 @@ def _aging(age: float) -> float:
     return min(max((age - 45.0) / 37.0, 0.0), 1.0)
 
 
-def _sampling_points(ranges: PhantomRanges, draws: Draws, age: float) -> Tensor:
+def _sampling_points(
+    ranges: PhantomRanges, draws: Draws, age: float, step: int, swellings: Sequence[Swelling]
+) -> Tensor:
     """Where in the template each voxel takes its tissue from: (182, 218, 182, 3), in grid_sample's units."""
-    shape = torch.tensor(MNI_SHAPE)
-    axes = [torch.arange(n, dtype=torch.float32) for n in MNI_SHAPE]
-    middle = (shape - 1) / 2.0
+    axes = [torch.arange(0, n, step, dtype=torch.float32) for n in MNI_SHAPE]
+    shape = (len(axes[0]), len(axes[1]), len(axes[2]))
+    middle = (torch.tensor(MNI_SHAPE) - 1) / 2.0
     linear, shift = _residual_affine(ranges, draws)
     offsets = [axis - middle[i] for i, axis in enumerate(axes)]
     points = []
@@ -242,20 +278,24 @@ def _sampling_points(ranges: PhantomRanges, draws: Draws, age: float) -> Tensor:
         points.append(point + (row[2] * offsets[2])[None, None, :] + middle[i] + shift[i])
     growth = ranges.ventricles[0] + (ranges.ventricles[1] - ranges.ventricles[0]) * _aging(age)
     growth += draws.between("ventricles", (-ranges.ventricle_spread, ranges.ventricle_spread))
-    for centre_mm in _VENTRICLES_MM:
-        centre = np.linalg.solve(MNI_AFFINE, [*centre_mm, 1.0])[:3]
+    ventricles = [
+        Swelling(centre=voxel_of(centre_mm), sigma_mm=_VENTRICLE_SIGMA_MM, growth=growth)
+        for centre_mm in _VENTRICLES_MM
+    ]
+    for swelling in (*ventricles, *swellings):
+        centre = swelling.centre
         bells = [
-            torch.exp(-0.5 * ((a - c) / _VENTRICLE_SIGMA_MM) ** 2) for a, c in zip(axes, centre, strict=True)
+            torch.exp(-0.5 * ((a - c) / swelling.sigma_mm) ** 2) for a, c in zip(axes, centre, strict=True)
         ]
-        bell = growth * bells[0][:, None, None] * bells[1][None, :, None] * bells[2][None, None, :]
+        bell = swelling.growth * bells[0][:, None, None] * bells[1][None, :, None] * bells[2][None, None, :]
         for i in range(3):
             shape_i = [1, 1, 1]
             shape_i[i] = -1
             # Sampling nearer to the centre than one stands enlarges what is there.
             points[i] -= bell * (axes[i] - centre[i]).reshape(shape_i)
     for i in range(3):
-        points[i] += _smooth_noise(draws, f"warp{i}", (7, 8, 7)) * ranges.warp_mm
-        points[i] += _smooth_noise(draws, f"fold{i}", (21, 25, 21)) * ranges.fold_mm
+        points[i] += smooth_noise(draws, f"warp{i}", (7, 8, 7), shape) * ranges.warp_mm
+        points[i] += smooth_noise(draws, f"fold{i}", (21, 25, 21), shape) * ranges.fold_mm
         points[i] *= 2.0 / (MNI_SHAPE[i] - 1)
         points[i] -= 1.0
     return torch.stack(points[::-1], dim=-1)  # grid_sample names the last axis first
@@ -276,24 +316,55 @@ def _residual_affine(ranges: PhantomRanges, draws: Draws) -> tuple[Tensor, list[
     return matrix.to(torch.float32), shift
 
 
-def _smooth_noise(draws: Draws, name: str, knots: tuple[int, int, int], *, visit: bool = False) -> Tensor:
-    """Unit normal noise on a lattice of knots, interpolated to (182, 218, 182)."""
+def place(
+    ranges: PhantomRanges, seed: int, subject: int, voxel: Sequence[float]
+) -> tuple[float, float, float]:
+    """Where in a subject a voxel of the template comes to lie, give or take the displacements of the warp."""
+    middle = (np.array(MNI_SHAPE) - 1) / 2.0
+    linear, shift = _residual_affine(ranges, Draws(seed, subject))
+    x, y, z = np.linalg.solve(linear.double().numpy(), np.asarray(voxel) - middle - shift) + middle
+    return float(x), float(y), float(z)
+
+
+def voxel_of(point_mm: Sequence[float]) -> tuple[float, float, float]:
+    """The voxel of the template, not rounded, at a point in MNI space."""
+    x, y, z = np.linalg.solve(MNI_AFFINE, [*point_mm, 1.0])[:3]
+    return float(x), float(y), float(z)
+
+
+def smooth_noise(
+    draws: Draws,
+    name: str,
+    knots: tuple[int, int, int],
+    shape: tuple[int, int, int] = MNI_SHAPE,
+    *,
+    visit: bool = False,
+) -> Tensor:
+    """Unit normal noise on a lattice of knots, interpolated to a volume."""
     lattice = draws.normal(name, knots, visit=visit)[None, None]
     # Twice the knots and a blur first: straight interpolation between few knots leaves visible creases.
     size = [2 * n - 1 for n in knots]
     lattice = F.interpolate(lattice, size=size, mode="trilinear", align_corners=True)
     lattice = F.avg_pool3d(lattice, 3, stride=1, padding=1, count_include_pad=False)
     lattice = lattice / lattice.std()
-    return F.interpolate(lattice, size=MNI_SHAPE, mode="trilinear", align_corners=True)[0, 0]
+    return F.interpolate(lattice, size=shape, mode="trilinear", align_corners=True)[0, 0]
 
 
 def render(
-    anatomy: Anatomy, ranges: PhantomRanges, modality: str, seed: int, subject: int, visit: int = 0
+    anatomy: Anatomy,
+    ranges: PhantomRanges,
+    modality: str,
+    seed: int,
+    subject: int,
+    visit: int = 0,
+    *,
+    lesions: Lesions | None = None,
 ) -> np.ndarray:
-    """A skull-stripped int16 image (182, 218, 182) of the anatomy; exactly 0 outside the brain.
+    """A skull-stripped int16 image of the anatomy, of its shape; exactly 0 outside the brain.
 
     Args:
         visit: another visit has other noise, bias field and receiver gain, but the same contrast.
+        lesions: painted over the tissues.
     """
     contrast = ranges.contrasts[modality]
     draws = Draws(seed, subject, visit)
@@ -307,10 +378,11 @@ def render(
         + draw("fluid", contrast.fluid) * anatomy.fluid
     )
     signal += draw("detail", contrast.detail) * anatomy.detail
-    if ranges.lesions is not None:
-        lesions = ranges.lesions(anatomy, draws.key("lesions"))
-        signal = torch.lerp(signal, torch.full_like(signal, lesions.intensity[modality]), lesions.weight)
-    field_ = _smooth_noise(draws, f"{modality} bias", (4, 4, 4), visit=True)
+    for part in lesions.parts if lesions else ():
+        if modality in part.intensity:
+            seen = signal[part.box]
+            seen += part.weight * (part.intensity[modality] * (1.0 + part.grain) - seen)
+    field_ = smooth_noise(draws, f"{modality} bias", (4, 4, 4), anatomy.shape, visit=True)
     signal *= torch.exp(field_ * (0.5 * draw("bias", contrast.bias, visit=True)))
     inside = torch.nonzero(anatomy.brain.reshape(-1))[:, 0]
     sigma = draw("noise", contrast.noise, visit=True)
@@ -322,4 +394,4 @@ def render(
     stored = torch.hypot(real, imaginary) * white
     image = torch.zeros(anatomy.brain.numel(), dtype=torch.int16)
     image[inside] = stored.round_().clamp_(1, 32767).to(torch.int16)  # 0 is for what lies outside the brain
-    return image.reshape(MNI_SHAPE).numpy()
+    return image.reshape(anatomy.shape).numpy()
