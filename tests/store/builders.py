@@ -10,6 +10,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from brainfoundry.cohorts.brats import read_brats
+from brainfoundry.cohorts.intake import IntakeRules
 from brainfoundry.cohorts.manifest import Manifest
 from brainfoundry.cohorts.ukb import UKBRules, read_ukb
 from brainfoundry.cohorts.ukb_files import FIELDS
@@ -104,3 +106,31 @@ def stored_row(folder: Path, volumes: list[Volume], **options: object) -> Stored
 def volume(data: bytes, modality: str = "T1w") -> Volume:
     """Decoded."""
     return decode_nifti(data, modality=modality, file="scan.nii.gz", subject="9900001")
+
+
+def put_brats(folder: Path, case: int, seg: np.ndarray | None, seed: int | None = None) -> str:
+    """Write one BraTS 2021 case of two modalities, and its mask where one is given; gives the subject."""
+    subject = f"BraTS2021_{case:05d}"
+    (folder / subject).mkdir(parents=True, exist_ok=True)
+    seed = case if seed is None else seed
+    scans = {"flair": brain(seed), "t1": brain(seed + 500, top=700)} | ({} if seg is None else {"seg": seg})
+    for kind, data in scans.items():
+        packed = gzip.compress(nifti(data), 6, mtime=0)
+        (folder / subject / f"{subject}_{kind}.nii.gz").write_bytes(packed)
+    return subject
+
+
+def brats_intake(folder: Path, labels: str = "required", **options: object) -> Manifest:
+    """The intake manifest of cases from `put_brats`."""
+    rules = IntakeRules(modalities=("FLAIR", "T1w"), labels=labels, min_slices=30)  # type: ignore[arg-type]
+    return read_brats(str(folder), str(folder / "intake.parquet"), rules, **options)  # type: ignore[arg-type]
+
+
+def lesion(*values: float, dtype: str = "uint8", outside: bool = False) -> np.ndarray:
+    """A mask with a small block of each value; `outside` puts one voxel in the corner, beyond the brain."""
+    mask = np.zeros(SHAPE, dtype)
+    for i, value in enumerate(values):
+        mask[12 + 4 * i : 15 + 4 * i, 18:22, 16:20] = value
+    if outside:
+        mask[0, 0, 0] = values[0]
+    return mask

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brainfoundry.cohorts.brats import read_brats
 from brainfoundry.cohorts.exclusions import ScanError
+from brainfoundry.cohorts.intake import IntakeRules
 from brainfoundry.store.convert import convert, inline
+from brainfoundry.store.mask import read_mask
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.store.shard_task import ConvertSpec
 from brainfoundry.store.volume import Volume, decode_nifti
@@ -131,3 +134,38 @@ def test_one_scene_in_four_orientations(tmp_path: Path) -> None:
         for axis in range(3):
             assert np.corrcoef(np.flip(found, axis).ravel(), reference.ravel())[0, 1] < 0.95
         np.testing.assert_allclose(decoded.affine, stored["RAS"][0].affine, atol=2.5)
+
+
+def test_a_tumour_case_with_its_mask(tmp_path: Path) -> None:
+    """LPS, and a scheme of which label 4 does not occur."""
+    case = tmp_path / "brats" / "BraTS2021_90001"
+    case.mkdir(parents=True)
+    for kind in ("flair", "t1", "t1ce", "t2", "seg"):
+        source = (SCANS / f"tumour/TCGA-DU-7294/TCGA-DU-7294_{kind}.nii.gz").resolve()
+        (case / f"BraTS2021_90001_{kind}.nii.gz").symlink_to(source)
+    rules = IntakeRules(modalities=("FLAIR", "T1ce"))
+    manifest = read_brats(str(tmp_path / "brats"), str(tmp_path / "intake.parquet"), rules)
+    done = convert(manifest, str(tmp_path / "out"), ConvertSpec(), executor=inline)
+    (row,) = done.manifest.rows()
+    shards = ShardSet.open(str(tmp_path / "out"))
+    source = raw("tumour/TCGA-DU-7294/TCGA-DU-7294_seg.nii.gz")
+    assert row.label is not None and row.label.sha256 == hashlib.sha256(source).hexdigest()
+    assert shards.nifti_bytes(0, 0, "label") == source
+    index = shards.index.to_pylist()[0]
+    assert (index["has_label"], index["label_values"]) == (True, [1, 2]) and shards.meta.labels == "brats2021"
+    codes = shards.read_volume(0, 0, "label")
+    assert (codes == volume(source).raw_XYZ).all()  # in RAS, like the images
+    # the lesion is where FLAIR is bright: a flip of one of the two would not be
+    flair = shards.read_volume(0, 0, "FLAIR").astype(float)
+    assert flair[codes == 2].mean() > 1.3 * flair[(flair > 0) & (codes == 0)].mean()
+
+
+def test_a_lesion_mask_that_has_only_a_qform(tmp_path: Path) -> None:
+    from brainfoundry.store import restore
+
+    source = raw("lesion/ms-patient19/ms-patient19_lesion.nii.gz")
+    mask = read_mask(volume(source, "label"), file="lesion.nii.gz", subject="9900001")
+    image = volume(raw("lesion/ms-patient19/ms-patient19_FLAIR.nii.gz"), "FLAIR")
+    row = stored_row(tmp_path, [image], labelled=True, mask=mask)
+    assert mask.values == (1,) and restore.nifti_bytes(row, 1) == source
+    assert int(row.volume(1).sum()) == int((volume(source).raw_XYZ > 0.5).sum()) > 100

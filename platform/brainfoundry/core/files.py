@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
+from brainfoundry.core import remote
 from brainfoundry.core.errors import DataError
 
 
@@ -34,24 +37,55 @@ def join(uri: str, *parts: str) -> str:
 
 
 def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """pyarrow filesystem and path inside it; falls back to fsspec for schemes pyarrow does not know."""
+    """File system and path inside it: pyarrow's own, or fsspec's for schemes pyarrow does not know.
+
+    Remote ones wait out passing faults; see `core.remote`.
+
+    Raises:
+        DataError: nobody knows the scheme.
+        StorageError: the storage does not answer or refuses.
+    """
     text = absolute(uri)
     if is_local(text):
         return pafs.LocalFileSystem(), text
+    scheme, _, rest = text.partition("://")
+    if scheme in _BUCKETS:
+        if "?" in text:
+            raise DataError(
+                "a URI with options after '?' has no folder to put files into",
+                file=text.partition("?")[0],
+                fix="set AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the credentials' variables instead",
+            )
+        settings = tuple(sorted(i for i in os.environ.items() if i[0].startswith(_SETTINGS)))
+        bucket, _, key = rest.partition("/")
+        fs, root = _open(f"{scheme}://{bucket}", scheme, settings)
+        return fs, f"{root}/{key}" if key else root
+    return _open(text, scheme, ())
+
+
+_BUCKETS = ("s3", "gs")
+"""Schemes of the form scheme://bucket/key: one file system a bucket serves all its keys."""
+_SETTINGS = ("AWS_", "GOOGLE_")
+
+
+@lru_cache(maxsize=64)
+def _open(uri: str, scheme: str, settings: tuple[tuple[str, str], ...]) -> tuple[pafs.FileSystem, str]:
+    """`settings` are those the file system reads from the environment: with others, it is another one."""
     try:
-        return pafs.FileSystem.from_uri(text)
-    except Exception as native:
+        fs, path = remote.retry(lambda: pafs.FileSystem.from_uri(uri), uri=uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as native:  # a scheme it was not built with
         try:
             import fsspec
 
-            fs, path = fsspec.core.url_to_fs(text)
-            return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+            inner, path = fsspec.core.url_to_fs(uri)
         except Exception as other:
             raise DataError(
                 f"cannot open storage: {native}; {other}",
-                file=text,
+                file=uri,
                 fix="check the scheme, install its fsspec package (s3: pip install 'brainfoundry[s3]')",
             ) from other
+        fs = pafs.PyFileSystem(pafs.FSSpecHandler(inner))
+    return remote.waiting(fs, scheme), path
 
 
 def exists(uri: str) -> bool:
@@ -107,10 +141,30 @@ def read_bytes(uri: str) -> bytes:
     """
     fs, path = filesystem(uri)
     try:
-        with fs.open_input_stream(path) as stream:
-            return stream.read()
+        with fs.open_input_file(path) as handle:
+            return handle.read()
     except FileNotFoundError as error:
         raise DataError("no such file", file=uri, fix="check the path") from error
+
+
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """A part of a file; shorter where the file ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    fs, path = filesystem(uri)
+    with fs.open_input_file(path) as handle:
+        return handle.read_at(length, offset)
+
+
+def version(uri: str) -> str:
+    """What changes whenever the file is written anew: its ETag where there is one, else size and time.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return remote.version(*filesystem(uri))
 
 
 def write_bytes(uri: str, data: bytes) -> None:

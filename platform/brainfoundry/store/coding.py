@@ -1,13 +1,14 @@
 """Voxels as codes: which 16-bit integers or floats stand for a file's numbers, and what that promises.
 
 Raw numbers are those in the file before scl_slope and scl_inter. `raw = code * raw_step + raw_base` and
-`value = raw * scl_slope + scl_inter`, so `value = code * slope + inter`. Four codings:
+`value = raw * scl_slope + scl_inter`, so `value = code * slope + inter`. Five codings:
 
 integer   raw numbers are integers in a range of 65,536: code = raw - constant, bit-exact.
 affine    everything else in float mode "quantize": 65,536 levels over [min, max] with a level at value 0;
           every restored voxel is within (max - min) / 131,070 of the source.
 float32   float mode "lossless": raw numbers as float32, restored bit for bit.
 constant  one raw number throughout (its value not 0): code 1 times that number, bit-exact.
+labels    lesion masks: code = label, whatever numbers the file writes it with; bit-exact through fixups.
 
 Restored files must keep the promise in their own dtype. The few voxels for which rounding to it would not
 (ties, float64 that is not float32, minus zero in the background) are kept aside as *fixups*: where, and what.
@@ -27,7 +28,7 @@ LEVELS = 65_535
 """Steps between the smallest and the largest int16."""
 _LO, _HI = -32_768, 32_767
 
-Kind = Literal["integer", "affine", "float32", "constant"]
+Kind = Literal["integer", "affine", "float32", "constant", "labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,34 @@ def encode(raw: np.ndarray, scl_slope: float, scl_inter: float, float_mode: Floa
         else base * scl_slope + scl_inter,  # the former is exactly 0 at zero_code
         error_bound=bound,
         max_error=worst,
+        fixup_index=index,
+        fixup_raw=raw.ravel()[index],
+    )
+
+
+def encode_labels(raw: np.ndarray, scl_slope: float, scl_inter: float, labels: np.ndarray) -> Coding:
+    """The coding of a lesion mask: codes are its labels, and the file's numbers come back bit for bit.
+
+    Args:
+        raw: the file's numbers.
+        labels: uint8 of `raw`'s shape: what `raw * scl_slope + scl_inter` means (0.99999997 is label 1).
+    """
+    codes = labels.astype(np.int16)
+    step, base = 1.0 / scl_slope, -scl_inter / scl_slope
+    if raw.dtype.kind in "iu" and (step, base) == (1.0, 0.0):
+        index = np.empty(0, np.int64)  # cleaning whole numbers changes none of them
+    else:
+        index, _ = _find_fixups(codes, raw, "labels", step, base, 0.0)
+    return Coding(
+        kind="labels",
+        codes=codes,
+        zero_code=0.0,
+        raw_step=step,
+        raw_base=base,
+        slope=1.0,
+        inter=0.0,
+        error_bound=0.0,
+        max_error=0.0,
         fixup_index=index,
         fixup_raw=raw.ravel()[index],
     )

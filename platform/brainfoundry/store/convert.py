@@ -6,31 +6,37 @@ Order of writing: `convert.json` (what is being made), `intake.parquet`, shards 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
-from brainfoundry.cohorts.exclusions import exclusion_table
-from brainfoundry.cohorts.manifest import Manifest, Row, assign_split, read_manifest, write_manifest
+from brainfoundry.cohorts.intake import optional_of
+from brainfoundry.cohorts.labels import require_one_scheme
+from brainfoundry.cohorts.manifest import Manifest, ManifestMeta, Row, read_manifest, write_manifest
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
 from brainfoundry.core.progress import progress
+from brainfoundry.store.changing import past, unwritable
+from brainfoundry.store.commit import (
+    Split,
+    delete_leftovers,
+    describe_set,
+    outcomes_of,
+    split_of,
+    with_split,
+    write_tables,
+)
 from brainfoundry.store.meta import (
-    INDEX_SCHEMA,
-    LOSSLESS_BOUND,
-    QUANTISATION_BOUND,
     VERSION,
     ShardSetMeta,
-    index_uri,
+    changing_uri,
+    claim_uri,
+    intake_uri,
     manifest_uri,
     meta_uri,
     report_uri,
@@ -38,6 +44,7 @@ from brainfoundry.store.meta import (
     sidecar_uri,
 )
 from brainfoundry.store.shard_task import ConvertSpec, ShardTask, as_failure, convert_shard, finished_summary
+from brainfoundry.store.tombstones import anonymous_meta, tombstoned
 
 Executor = Callable[[Sequence[ShardTask]], Iterator[int]]
 """Runs tasks, in any order, and yields the number of rows of each as it finishes."""
@@ -80,19 +87,23 @@ def convert(
     begun = time.monotonic()
     out_uri = files.absolute(out_uri)
     tasks = plan_shards(manifest, out_uri, spec)
-    _split(manifest.rows(included_only=True), spec, manifest)  # refuses impossible splits before the work
+    split_of(manifest.rows(included_only=True), spec)  # refuses impossible splits before the work
     files.check_writable(out_uri)
-    if _claim(out_uri, manifest, spec):
-        total = sum(len(task.rows) for task in tasks)
-        return _result(out_uri, ShardSetMeta.read(out_uri), total, begun)
+    total = sum(len(task.rows) for task in tasks)
+    with unwritable(out_uri):
+        if _claim(out_uri, manifest, spec):
+            return _result(out_uri, ShardSetMeta.read(out_uri), total, begun)
+        intake, intake_meta, withdrawn = _write_intake(out_uri, manifest)
+    tasks = [_without(task, withdrawn) for task in tasks]
     missing = [task for task in tasks if finished_summary(task) is None]
-    total, left = (sum(len(task.rows) for task in part) for part in (tasks, missing))
+    left = sum(len(task.rows) for task in missing)
     with progress("converting", total, "sessions") as bar:
         if left < total:
             bar.advance(total - left, "(done earlier)")
         for rows in (executor or on_ray())(missing):
             bar.advance(rows)
-    meta = _commit(manifest, out_uri, spec, tasks)
+    with unwritable(out_uri):
+        meta = _commit(replace(manifest, meta=intake_meta), intake, out_uri, spec, len(tasks))
     return _result(out_uri, meta, total - left, begun)
 
 
@@ -105,8 +116,16 @@ def plan_shards(manifest: Manifest, out_uri: str, spec: ConvertSpec) -> list[Sha
     rows = manifest.rows(included_only=True)
     tasks: list[ShardTask] = []
     while part := tuple(islice(rows, spec.rows_per_shard)):
-        modalities = tuple(manifest.meta.modalities)
-        tasks.append(ShardTask(uri=out_uri, shard=len(tasks), spec=spec, modalities=modalities, rows=part))
+        task = ShardTask(
+            uri=out_uri,
+            shard=len(tasks),
+            spec=spec,
+            modalities=tuple(manifest.meta.modalities),
+            rows=part,
+            labels=manifest.meta.labels,
+            optional=optional_of(manifest.meta),
+        )
+        tasks.append(task)
     if not tasks:
         raise DataError(
             "no eligible subject: the manifest includes no session",
@@ -176,26 +195,60 @@ def _claim(out_uri: str, manifest: Manifest, spec: ConvertSpec) -> bool:
     """Say in `convert.json` what is being made here; True where exactly that is finished already.
 
     Raises:
-        DataError: the folder holds something else.
+        DataError: the folder holds something else, or a set that is being changed.
     """
-    where = files.join(out_uri, "convert.json")
+    where = claim_uri(out_uri)
     claim = {"version": VERSION, "spec": spec.of_shards(), "intake_hash": manifest.hash}
     fix = "choose another folder, or delete this one"
+    finished = files.exists(meta_uri(out_uri))
+    meta = ShardSetMeta.read(out_uri) if finished or files.exists(changing_uri(out_uri)) else None
     if files.exists(where):
         found = files.read_json(where)
-        if found != claim:
+        same = isinstance(found, dict) and {name: found.get(name) for name in claim} == claim
+        if not same and not (meta is not None and _same_people(out_uri, meta, found, claim, manifest)):
             raise DataError(f"folder holds a shard set of {_difference(found, claim)}", file=out_uri, fix=fix)
-    elif files.exists(meta_uri(out_uri)) or files.list_names(files.join(out_uri, "shards")):
+    elif finished or files.list_names(files.join(out_uri, "shards")):
         raise DataError("folder holds another shard set", file=out_uri, fix=fix)
-    if not files.exists(meta_uri(out_uri)):
-        files.write_json(where, claim)
-        write_manifest(files.join(out_uri, "intake.parquet"), manifest.rows(), manifest.meta)
+    if meta is None:
+        if not files.exists(where):
+            files.write_json(where, claim)
         return False
-    meta = ShardSetMeta.read(out_uri)
     if meta.spec != asdict(spec):
         other = _difference({"spec": meta.spec}, {"spec": asdict(spec)})
         raise DataError(f"folder holds a finished shard set of {other}", file=out_uri, fix=fix)
     return True
+
+
+def _same_people(out_uri: str, meta: ShardSetMeta, found: Any, claim: Any, manifest: Manifest) -> bool:
+    """True where a finished set, after a withdrawal, holds whom an intake with the list of ids does."""
+    withdrawn = any(entry["what"] == "withdrawal" for entry in meta.history)
+    if not withdrawn or not isinstance(found, dict) or found.get("spec") != claim["spec"]:
+        return False
+    here = read_manifest(intake_uri(out_uri))
+    if (here.meta.modalities, here.meta.labels) != (manifest.meta.modalities, manifest.meta.labels):
+        return False
+    ours, theirs = (m.rows(included_only=True) for m in (here, manifest))
+    return all(a == b for a, b in zip_longest(ours, theirs))
+
+
+def _write_intake(out_uri: str, manifest: Manifest) -> tuple[list[Row], ManifestMeta, frozenset[str]]:
+    """Write `intake.parquet`; who withdrew since it was first written here stays a tombstone.
+
+    Returns:
+        Its rows, its metadata, and the withdrawn subjects.
+    """
+    where = intake_uri(out_uri)
+    earlier = read_manifest(where).table.select(["subject", "reason"]) if files.exists(where) else None
+    found = [] if earlier is None else earlier.to_pylist()
+    withdrawn = frozenset(row["subject"] for row in found if row["reason"] == "withdrawn")
+    rows, meta = tombstoned(manifest.rows(), withdrawn), anonymous_meta(manifest.meta, withdrawn)
+    write_manifest(where, rows, meta)
+    return rows, meta, withdrawn
+
+
+def _without(task: ShardTask, withdrawn: frozenset[str]) -> ShardTask:
+    gone = withdrawn & {row.subject for row in task.rows}
+    return replace(task, withdrawn=tuple(sorted(gone))) if gone else task
 
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
@@ -206,74 +259,38 @@ def _difference(found: Any, wanted: dict[str, Any]) -> str:
     return f"another spec ({', '.join(changed)})" if changed else "another intake manifest"
 
 
-def _split(rows: Iterable[Row], spec: ConvertSpec, manifest: Manifest) -> dict[str, str]:
-    subjects = {row.subject for row in rows}
-    n_val = spec.n_val or round(spec.val_fraction * len(subjects))
-    return assign_split(subjects, n_val, spec.seed)
-
-
-def _commit(manifest: Manifest, out_uri: str, spec: ConvertSpec, tasks: Sequence[ShardTask]) -> ShardSetMeta:
-    """Index, converted manifest, report, and the commit mark."""
-    summaries = [files.read_json(sidecar_uri(out_uri, task.shard)) for task in tasks]
-    outcomes = {(o["subject"], o["session"]): o for s in summaries for o in s["outcomes"]}
-    converted = [_updated(row, outcomes.get(row.key)) for row in manifest.rows()]
-    _require_some(converted, manifest)
-    split = _split((row for row in converted if row.included), spec, manifest)
-    converted = [replace(r, split=split[r.subject]) if r.included else r for r in converted]
+def _commit(
+    manifest: Manifest, intake: Sequence[Row], out_uri: str, spec: ConvertSpec, shards: int
+) -> ShardSetMeta:
+    """Tables, converted manifest, report, and the commit mark."""
+    summaries = [files.read_json(sidecar_uri(out_uri, shard)) for shard in range(shards)]
+    outcomes = outcomes_of(summaries)
+    if manifest.meta.labels:
+        found = ((o["subject"], o["label_values"]) for o in outcomes.values() if "label_values" in o)
+        require_one_scheme(found, manifest.meta.labels, file=manifest.meta.source)
+    rows = [_updated(row, outcomes.get(row.key)) for row in intake]
+    _require_some(rows, manifest)
+    kept, splits = _earlier_split(out_uri, spec)
+    drawn = split_of((row for row in rows if row.included), spec)
     rules = dict(manifest.meta.rules) | {"conversion": asdict(spec)}
-    below = sum(o.get("slices", spec.min_slices) < spec.min_slices for o in outcomes.values())
-    notes = list(manifest.meta.notes)
-    if spec.slice_rule == "header":
-        notes.append(
-            f"content rule (at least {spec.min_slices} axial slices with brain) was counted, not applied: "
-            f"it would exclude {below:,} sessions"
-        )
-    meta = replace(manifest.meta, stage="converted", rules=rules, notes=tuple(notes))
-    manifest_hash = write_manifest(manifest_uri(out_uri), converted, meta)
-
-    rows = [row | {"split": split[row["subject"]]} for s in summaries for row in s["rows"]]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), sink, compression="zstd")
-    files.write_bytes(index_uri(out_uri), sink.getvalue())
-
-    final = read_manifest(manifest_uri(out_uri))
-    bad = [o for o in outcomes.values() if o["reason"]]
-    report = {
-        "counts": [asdict(line) for line in exclusion_table(final.counts())],
-        "notes": notes,
-        "bad_volumes": [{k: o[k] for k in ("subject", "session", "reason", "detail")} for o in bad],
-        "content_rule": {
-            "min_slices": spec.min_slices,
-            "applied": spec.slice_rule == "content",
-            "below": below,
-        },
-        "rows": len(rows),
-        "source_bytes": sum(s.size for r in converted if r.included for s in r.scans),
-        "shard_bytes": sum(s["size"] for s in summaries),
-        "largest_error": max((c["max_error"] for r in rows for c in r["scans"]), default=0.0),
-    }
-    files.write_json(report_uri(out_uri), report)
-    codings = [(c["coding"], c["code_dtype"]) for r in rows for c in r["scans"]]
-    shardset = ShardSetMeta(
-        cohort=manifest.meta.cohort,
-        modalities=tuple(manifest.meta.modalities),
-        space=manifest.meta.template_space,
-        skull_stripped=manifest.meta.skull_stripped,
-        float_mode=spec.float_mode,
-        code_dtype="float32" if any(dtype == "float32" for _, dtype in codings) else "int16",
-        spacing_mm=spec.spacing_mm,
-        manifest_hash=manifest_hash,
-        intake_hash=manifest.hash,
-        rows=len(rows),
-        shards=len(tasks),
-        index_sha256=hashlib.sha256(sink.getvalue()).hexdigest(),
-        bound=QUANTISATION_BOUND if any(kind == "affine" for kind, _ in codings) else LOSSLESS_BOUND,
-        spec=asdict(spec),
-        counts=json.loads(json.dumps(final.counts())),
-    )
-    _delete_leftovers(out_uri, len(tasks))
+    meta = replace(manifest.meta, stage="converted", rules=rules, splits=splits or manifest.meta.splits)
+    tables = write_tables(out_uri, with_split(rows, drawn | kept), meta, summaries, spec)
+    shardset = describe_set(tables, meta, spec, intake_hash=manifest.hash, shards=shards)
+    shardset = replace(shardset, history=past(out_uri))
+    delete_leftovers(out_uri)
     files.write_json(meta_uri(out_uri), shardset.to_dict())
     return shardset
+
+
+def _earlier_split(out_uri: str, spec: ConvertSpec) -> tuple[dict[str, Split], Mapping[str, Any]]:
+    """Splits of a set that is being mended (a shard was damaged): as they were last."""
+    if not files.exists(manifest_uri(out_uri)):
+        return {}, {}
+    earlier = read_manifest(manifest_uri(out_uri))
+    if earlier.meta.rules.get("conversion") != asdict(spec):
+        return {}, {}
+    included = earlier.rows(included_only=True)
+    return {row.subject: (row.split, row.fold) for row in included}, earlier.meta.splits
 
 
 def _updated(row: Row, outcome: dict[str, Any] | None) -> Row:
@@ -293,16 +310,6 @@ def _require_some(rows: Sequence[Row], manifest: Manifest) -> None:
         subject=example.subject,
         fix="mend the scans or the rules, then convert into a new folder",
     )
-
-
-def _delete_leftovers(out_uri: str, shards: int) -> None:
-    """Temporary files of killed attempts."""
-    folder = files.join(out_uri, "shards")
-    fs, path = files.filesystem(folder)
-    if isinstance(fs, pafs.LocalFileSystem):
-        for name in files.list_names(folder):
-            if name.startswith(".") and name.endswith(".tmp"):
-                fs.delete_file(f"{path}/{name}")
 
 
 def _result(out_uri: str, meta: ShardSetMeta, skipped: int, begun: float) -> Conversion:

@@ -36,6 +36,7 @@ _SCAN_INDEX = pa.struct(
         ("error_bound", pa.float64()),
         ("max_error", pa.float64()),
         ("fixups", pa.int64()),
+        ("present", pa.bool_()),
     ]
 )
 INDEX_SCHEMA = pa.schema(
@@ -43,6 +44,7 @@ INDEX_SCHEMA = pa.schema(
         ("subject", pa.string()),
         ("session", pa.string()),
         ("split", pa.string()),
+        ("fold", pa.int32()),
         ("shard", pa.int32()),
         ("row", pa.int32()),
         ("shape", pa.list_(pa.int32())),
@@ -50,6 +52,8 @@ INDEX_SCHEMA = pa.schema(
         ("box_lo", pa.list_(pa.int32())),
         ("box_hi", pa.list_(pa.int32())),
         ("slices", pa.int32()),
+        ("has_label", pa.bool_()),
+        ("label_values", pa.list_(pa.int32())),
         ("scans", pa.list_(_SCAN_INDEX)),
         # Where the row's record batch lies in its file, and the checksum of all of it that is not bricks.
         ("offset", pa.int64()),
@@ -59,7 +63,30 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 """`index.parquet`, one row a stored session in (shard, row) order. Statistics are of the non-zero voxels, in
-the file's units; `value = code * slope + inter`; errors are of the stored numbers (before scl_slope)."""
+the file's units; `value = code * slope + inter`; errors are of the stored numbers (before scl_slope). In a
+labelled set the last scan is the mask; `label_values` are the labels in it, without 0. Where `present` is
+false the session came without that scan: every voxel reads as 0, and statistics are 0."""
+
+FINGERPRINT_SCHEMA = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("session", pa.string()),
+        ("split", pa.string()),
+        ("fold", pa.int32()),
+        ("modality", pa.string()),
+        ("fingerprint", pa.binary()),
+    ]
+)
+"""`fingerprints.parquet`, one row a stored scan (masks have none), in the index's order."""
+
+CHANGE_JOBS = {"withdrawal": "jobs/withdraw.py", "split": "jobs/split.py"}
+"""What can be done to a finished shard set, and the job that does it (`store.changing`)."""
+
+LABEL = "label"
+"""Name of the mask among a session's scans."""
+
+ABSENT = "absent"
+"""The coding of a modality that the session came without."""
 
 _SCAN_ROW = pa.struct(
     [
@@ -110,6 +137,26 @@ def manifest_uri(uri: str) -> str:
     return files.join(uri, "manifest.parquet")
 
 
+def intake_uri(uri: str) -> str:
+    """`intake.parquet`, the intake manifest."""
+    return files.join(uri, "intake.parquet")
+
+
+def claim_uri(uri: str) -> str:
+    """`convert.json`: what is being made here, and what was done to it since."""
+    return files.join(uri, "convert.json")
+
+
+def fingerprints_uri(uri: str) -> str:
+    """`fingerprints.parquet`."""
+    return files.join(uri, "fingerprints.parquet")
+
+
+def changing_uri(uri: str) -> str:
+    """`changing.json`, there while the set is being changed; see `store.changing`."""
+    return files.join(uri, "changing.json")
+
+
 def report_uri(uri: str) -> str:
     """`report.json`."""
     return files.join(uri, "report.json")
@@ -137,12 +184,16 @@ class ShardSetMeta:
         spacing_mm: isotropic voxel size the volumes were resampled to; None = as stored in the files.
         brick: voxels along each side of a brick.
         manifest_hash: of the converted manifest, `manifest.parquet`.
-        intake_hash: of the intake manifest it was made from.
+        intake_hash: of the intake manifest it was made from; a withdrawal leaves it as it was.
         spec: the conversion's settings.
         counts: the manifest's counts, reason code -> {"subjects", "sessions"}.
         rows, shards: how many sessions and shard files there are.
         bound: the promise kept for scans that are not stored bit-exactly.
         index_sha256: of `index.parquet`.
+        labels: scheme of the masks (`cohorts.labels`); "" for a set without.
+        fingerprints_sha256: of `fingerprints.parquet`.
+        history: earlier manifest hashes, the newest last: {"manifest_hash", "what" was done to it
+            ("withdrawal" or "split"), "subjects" concerned, "when" (UTC, ISO 8601)}.
     """
 
     cohort: str
@@ -160,12 +211,15 @@ class ShardSetMeta:
     bound: str
     spec: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
+    labels: str = ""
+    fingerprints_sha256: str = ""
+    history: tuple[Mapping[str, Any], ...] = ()
     brick: int = BRICK
     version: int = VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with a digest of themselves, as `shardset.json` holds them."""
-        value = asdict(self) | {"modalities": list(self.modalities)}
+        value = asdict(self) | {"modalities": list(self.modalities), "history": list(self.history)}
         return value | {"digest": _digest(value)}
 
     @staticmethod
@@ -173,17 +227,36 @@ class ShardSetMeta:
         """Read `shardset.json` of the shard set at `uri`.
 
         Raises:
-            DataError: missing, damaged, or of another version.
+            DataError: missing, damaged, of another version, or in the middle of a change.
         """
         where = meta_uri(uri)
-        fix = "convert the scans again with jobs/prepare_ukb.py"
+        if files.exists(changing_uri(uri)):
+            what = files.read_json(changing_uri(uri)).get("what", "change")
+            job = CHANGE_JOBS.get(what, "the job that did it")
+            raise DataError(
+                f"shard set is being changed ({what}), or a change was interrupted",
+                file=changing_uri(uri),
+                fix=f"wait for it, or run {job} again with the same options: it finishes what it began",
+            )
         if not files.exists(where):
             raise DataError(
                 "no shard set here, or its conversion did not finish",
                 file=where,
-                fix="check the path, or run jobs/prepare_ukb.py again: it resumes",
+                fix="check the path, or run the prepare job again: it resumes",
             )
-        value = files.read_json(where)
+        return ShardSetMeta.from_dict(files.read_json(where), where)
+
+    @staticmethod
+    def from_dict(value: Any, where: str) -> ShardSetMeta:
+        """The inverse of `to_dict`.
+
+        Args:
+            where: the file it came from, for messages.
+
+        Raises:
+            DataError: damaged, or of another version.
+        """
+        fix = "convert the scans again with the prepare job"
         if not isinstance(value, dict) or "version" not in value:
             raise DataError("not a shard set description", file=where, fix=fix)
         if value["version"] != VERSION:
@@ -192,10 +265,12 @@ class ShardSetMeta:
                 file=where,
                 fix=f"{fix}, or use the version that wrote it",
             )
+        value = dict(value)
         digest = value.pop("digest", None)
         if digest != _digest(value) or set(value) != {f.name for f in fields(ShardSetMeta)}:
             raise DataError("shard set description was damaged or changed by hand", file=where, fix=fix)
-        return ShardSetMeta(**(value | {"modalities": tuple(value["modalities"])}))
+        lists = {name: tuple(value[name]) for name in ("modalities", "history")}
+        return ShardSetMeta(**(value | lists))
 
 
 def _digest(value: Mapping[str, Any]) -> str:

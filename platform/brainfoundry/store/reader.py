@@ -19,8 +19,18 @@ import pyarrow.parquet as pq
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
-from brainfoundry.store import bricks, restore
-from brainfoundry.store.meta import BRICK, INDEX_SCHEMA, ShardSetMeta, index_uri, shard_uri
+from brainfoundry.core.remote import StorageError
+from brainfoundry.store import bricks, cache, restore
+from brainfoundry.store.meta import (
+    BRICK,
+    FINGERPRINT_SCHEMA,
+    INDEX_SCHEMA,
+    LABEL,
+    ShardSetMeta,
+    fingerprints_uri,
+    index_uri,
+    shard_uri,
+)
 from brainfoundry.store.stored import REMAKE, StoredRow
 
 _OPEN_SHARDS = 256
@@ -113,7 +123,8 @@ class ShardSet:
         Args:
             corner: voxel of the RAS volume at the crop's first corner; may be negative or past the end.
             size: voxels along the RAS axes.
-            channels: modalities by position in `meta.modalities`; all by default.
+            channels: modalities by position in `meta.modalities`, and `label_channel`; by default all
+                modalities, never the mask.
             out: (C, *size) of `dtype` to fill.
 
         Returns:
@@ -150,7 +161,7 @@ class ShardSet:
         return crop
 
     def read_volume(self, shard: int, row: int, modality: str) -> np.ndarray:
-        """RAS codes of one scan, the whole grid."""
+        """RAS codes of one scan, the whole grid; zeros for a modality the session came without."""
         return self._row(shard, row).volume(self._channel(modality)).astype(self.dtype, copy=False)
 
     def affine(self, shard: int, row: int) -> np.ndarray:
@@ -178,21 +189,43 @@ class ShardSet:
         problems: list[str] = []
         for shard, row in zip(self._places["shard"].tolist(), self._places["row"].tolist(), strict=True):
             try:
-                stored = self._load(self.position(shard, row))
-                for channel in range(len(self.meta.modalities)):
+                stored = self._load(self.position(shard, row), fresh=True)
+                for channel in range(len(stored.code_dtypes)):
                     stored.volume(channel)
+            except StorageError:  # says nothing about the shard
+                raise
             except DataError as error:
                 problems.append(error.line())
         return problems
 
+    @property
+    def label_channel(self) -> int | None:
+        """Channel of the lesion masks, for `read_crop`; None in a set without."""
+        return len(self.meta.modalities) if self.meta.labels else None
+
+    def fingerprints(self) -> pa.Table:
+        """One row a stored scan (masks have none): `meta.FINGERPRINT_SCHEMA`, in the index's order.
+
+        Raises:
+            DataError: missing, damaged, or of another state of the set.
+        """
+        where = fingerprints_uri(self.uri)
+        data = files.read_bytes(where)
+        if sha256(data).hexdigest() != self.meta.fingerprints_sha256:
+            raise DataError(
+                "fingerprints do not belong to this shardset.json, or are damaged", file=where, fix=REMAKE
+            )
+        return pq.read_table(io.BytesIO(data), schema=FINGERPRINT_SCHEMA)
+
     def _channel(self, modality: str) -> int:
-        if modality not in self.meta.modalities:
+        names = [*self.meta.modalities, *([LABEL] if self.meta.labels else [])]
+        if modality not in names:
             raise DataError(
                 f"no modality {modality!r} in this shard set",
                 file=self.uri,
-                fix=f"choose one of {', '.join(self.meta.modalities)}",
+                fix=f"choose one of {', '.join(names)}",
             )
-        return self.meta.modalities.index(modality)
+        return names.index(modality)
 
     def _buffer(self, dtype: np.dtype) -> np.ndarray:
         buffer: np.ndarray | None = getattr(self._scratch, dtype.name, None)
@@ -215,7 +248,7 @@ class ShardSet:
                 self._rows.popitem(last=False)
         return stored
 
-    def _load(self, position: int) -> StoredRow:
+    def _load(self, position: int, *, fresh: bool = False) -> StoredRow:
         place = {name: int(values[position]) for name, values in self._places.items()}
         where = shard_uri(self.uri, place["shard"])
         subject = self.index.column("subject")[position].as_py()
@@ -225,9 +258,8 @@ class ShardSet:
                 whole = self._map(place["shard"])
                 message = whole[place["offset"] : end]
             else:
-                fs, path = files.filesystem(where)
-                with fs.open_input_file(path) as handle:
-                    message = memoryview(handle.read_at(place["length"], place["offset"]))
+                part = cache.read_range(where, place["offset"], place["length"], fresh=fresh)
+                message = memoryview(part)
         except OSError as error:
             raise DataError(
                 f"shard cannot be read: {error}", file=where, subject=subject, fix=REMAKE

@@ -21,10 +21,7 @@ def resample(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]
         4 x 4, voxel index to mm.
     """
     raw = volume.raw_XYZ
-    spacing = np.array(volume.spacing)
-    step = spacing_mm / spacing  # source voxels a new voxel
-    shape = tuple(max(1, round(n / s)) for n, s in zip(raw.shape, step, strict=True))
-    offset = (np.array(raw.shape) - 1) / 2 - (np.array(shape) - 1) / 2 * step  # same centre
+    step, offset, shape = _grid(volume, spacing_mm)
     header = volume.header
     zero = np.float32(-header.inter / header.slope)
     numbers = raw.astype(np.float32) - zero
@@ -39,9 +36,33 @@ def resample(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, np.ndarray]
     )
     values[inside < 0.5] = 0
     values += zero
+    affine = _affine(volume, step, offset)
+    whole = raw.dtype.kind in "iu" and raw.min() >= -32768 and raw.max() <= 32767
+    return (np.rint(values).astype(np.int16) if whole else values), affine
+
+
+def resample_labels(volume: Volume, labels: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Labels on the grid that `resample` gives a volume: each voxel takes the nearest one's label.
+
+    Args:
+        volume: whose grid `labels` lie on.
+    """
+    step, offset, shape = _grid(volume, spacing_mm)
+    return ndimage.affine_transform(
+        labels, step, offset, output_shape=shape, order=0, mode="nearest", prefilter=False
+    )
+
+
+def _grid(volume: Volume, spacing_mm: float) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Of the isotropic grid over the same field of view: source voxels a new voxel, first voxel, shape."""
+    size = volume.raw_XYZ.shape
+    step = spacing_mm / np.array(volume.spacing)
+    shape = tuple(max(1, round(n / s)) for n, s in zip(size, step, strict=True))
+    return step, (np.array(size) - 1) / 2 - (np.array(shape) - 1) / 2 * step, shape  # same centre
+
+
+def _affine(volume: Volume, step: np.ndarray, offset: np.ndarray) -> np.ndarray:
     matrix = np.eye(4)
     matrix[:3, :3] = np.diag(step)
     matrix[:3, 3] = offset
-    affine = volume.affine @ matrix
-    whole = raw.dtype.kind in "iu" and raw.min() >= -32768 and raw.max() <= 32767
-    return (np.rint(values).astype(np.int16) if whole else values), affine
+    return volume.affine @ matrix

@@ -12,6 +12,7 @@ from nibabel.orientations import apply_orientation
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
 from brainfoundry.store import bricks, coding
+from brainfoundry.store.meta import ABSENT
 from brainfoundry.store.stored import StoredRow
 from brainfoundry.store.volume import stored_dtype
 
@@ -23,10 +24,25 @@ def nifti_bytes(row: StoredRow, channel: int) -> bytes:
     on every voxel otherwise.
 
     Raises:
-        DataError: the volume was resampled, so that the original is gone, or the shard is damaged.
+        DataError: the volume was resampled, so that the original is gone, the session came without this
+            modality or without a mask, or the shard is damaged.
     """
     scan = row.head["scans"][channel]
+    if scan["coding"] == ABSENT:
+        raise DataError(
+            f"session came without {scan['modality']}: there is no file to restore",
+            file=row.where,
+            subject=row.subject,
+            fix="leave out scans whose present is false in the index",
+        )
     if not scan["header"]:
+        if scan["coding"] == "labels" and any(other["header"] for other in row.head["scans"]):
+            raise DataError(
+                "session came without a mask: there is no file to restore",
+                file=row.where,
+                subject=row.subject,
+                fix="leave out sessions whose has_label is false in the index",
+            )
         raise DataError(
             f"{scan['modality']} was resampled at conversion: the original volume cannot be restored from it",
             file=row.where,

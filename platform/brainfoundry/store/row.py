@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from brainfoundry.store import bricks, coding
-from brainfoundry.store.meta import SHARD_SCHEMA, FloatMode
-from brainfoundry.store.resample import resample
-from brainfoundry.store.statistics import statistics
+from brainfoundry.store.mask import LabelGridMismatch, Mask
+from brainfoundry.store.meta import ABSENT, LABEL, SHARD_SCHEMA, FloatMode
+from brainfoundry.store.resample import resample, resample_labels
+from brainfoundry.store.statistics import NOTHING, statistics
 from brainfoundry.store.volume import EmptyVolume, NotFinite, TooFewSlices, Volume, check_same_grid
 
 
@@ -24,6 +26,16 @@ class EncodedRow:
     index: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One scan of the row: its coding, and the volume to restore it to (None for a mask nobody delivered)."""
+
+    modality: str
+    coding: coding.Coding
+    volume: Volume | None
+    file: object
+
+
 def encode_row(
     subject: str,
     session: str,
@@ -33,18 +45,28 @@ def encode_row(
     float_mode: FloatMode,
     spacing_mm: float | None = None,
     min_slices: int = 0,
+    labelled: bool = False,
+    mask: Mask | None = None,
+    modalities: Sequence[str] | None = None,
 ) -> EncodedRow:
     """Encode the volumes of one session, in the shard set's modality order.
 
     Args:
+        volumes: at least one.
         files: what each volume came from, for messages.
         spacing_mm: isotropic voxel size to resample to; None keeps the grid.
         min_slices: fewest axial slices with a non-zero voxel that every modality must have, on its own grid.
+        labelled: store a mask after the volumes: `mask`, or zeros where that is None.
+        modalities: of the set, in order; those that no volume has are stored empty and marked absent. By
+            default exactly the volumes'.
 
     Raises:
         ScanError: different grids, nothing but background, too few slices with brain.
     """
     slices = _check_session(volumes, files, subject, min_slices)
+    if mask is not None:
+        kind = LabelGridMismatch
+        check_same_grid(volumes[0], mask.volume, file=mask.file, subject=subject, kind=kind)
     if spacing_mm is None:
         affine, spacing = volumes[0].affine, volumes[0].spacing
         numbers = [volume.raw_XYZ for volume in volumes]
@@ -52,42 +74,81 @@ def encode_row(
         resampled = [resample(volume, spacing_mm) for volume in volumes]
         affine, spacing = resampled[0][1], (spacing_mm,) * 3
         numbers = [raw for raw, _ in resampled]
-    codings = [
-        _encode(volume, raw, float_mode, file, subject)
+    parts = [
+        _Part(
+            modality=volume.modality,
+            coding=_encode(volume, raw, float_mode, file, subject),
+            volume=volume,
+            file=file,
+        )
         for volume, raw, file in zip(volumes, numbers, files, strict=True)
     ]
-    box_lo, box_hi = _foreground_box([c.codes != c.codes.dtype.type(c.zero_code) for c in codings])
+    shape = parts[0].coding.codes.shape
+    if labelled:
+        parts.append(_mask_part(mask, shape, spacing_mm))
+    shown = [p.coding.codes != p.coding.codes.dtype.type(p.coding.zero_code) for p in parts]
+    box_lo, box_hi = _foreground_box(shown)
     box = tuple(slice(lo, hi) for lo, hi in zip(box_lo, box_hi, strict=True))
     payloads: list[bytes] = []
     in_shard, in_index = [], []
-    for volume, c, file in zip(volumes, codings, files, strict=True):
+    there = {part.modality: part for part in parts}
+    for name in [*(modalities or [v.modality for v in volumes]), *([LABEL] if labelled else [])]:
+        if name not in there:
+            payloads += [b""] * math.prod(bricks.brick_grid(box_lo, box_hi))
+            in_shard.append(_ABSENT | _NOT_RESTORED | {"modality": name, "raw_step": 1.0, "raw_base": 0.0})
+            in_index.append(_ABSENT | asdict(NOTHING) | _ABSENT_INDEX | {"modality": name})
+            continue
+        part = there[name]
+        c = part.coding
         inside = np.ascontiguousarray(c.codes[box])
         try:
             found = statistics(inside, c.zero_code, c.slope, c.inter)
         except ValueError as error:
-            raise _empty(volume, file, subject) from error
+            if c.kind != "labels":
+                raise _empty(part.modality, part.file, subject) from error
+            found = NOTHING
         payloads += bricks.encode_bricks(inside, c.zero_code)
-        restore, fixups = _to_restore(volume, c, box) if spacing_mm is None else (_NOT_RESTORED, 0)
+        restore, fixups = _NOT_RESTORED, 0
+        if spacing_mm is None and part.volume is not None:
+            restore, fixups = _to_restore(part.volume, c, box)
         common = {
-            "modality": volume.modality,
+            "modality": part.modality,
             "code_dtype": c.codes.dtype.name,
             "zero_code": c.zero_code,
             "coding": c.kind,
         }
         in_shard.append(common | restore | {"raw_step": c.raw_step, "raw_base": c.raw_base})
         errors = {"error_bound": c.error_bound, "max_error": c.max_error, "fixups": fixups}
-        in_index.append(common | asdict(found) | errors | {"slope": c.slope, "inter": c.inter})
+        present = c.kind != "labels" or mask is not None
+        numbers_of = {"slope": c.slope, "inter": c.inter, "present": present}
+        in_index.append(common | asdict(found) | errors | numbers_of)
     row = {
         "subject": subject,
         "session": session,
-        "shape": list(codings[0].codes.shape),
+        "shape": list(shape),
         "box_lo": box_lo,
         "box_hi": box_hi,
     }
+    lesions = {"has_label": mask is not None, "label_values": list(mask.values) if mask else []}
     return EncodedRow(
         batch=_batch(row | {"affine": affine.ravel().tolist(), "scans": in_shard}, payloads),
-        index=row | {"spacing": list(spacing), "slices": slices, "scans": in_index},
+        index=row | {"spacing": list(spacing), "slices": slices, "scans": in_index} | lesions,
     )
+
+
+def _mask_part(mask: Mask | None, shape: tuple[int, ...], spacing_mm: float | None) -> _Part:
+    """The mask as one more scan; zeros where there is none."""
+    if mask is None:
+        nothing = np.zeros(shape, np.uint8)
+        empty = coding.encode_labels(nothing, 1.0, 0.0, nothing)
+        return _Part(modality=LABEL, coding=empty, volume=None, file="")
+    header, raw, labels = mask.volume.header, mask.volume.raw_XYZ, mask.labels_XYZ
+    if spacing_mm is not None:
+        raw = labels = resample_labels(mask.volume, labels, spacing_mm)
+        coded = coding.encode_labels(raw, 1.0, 0.0, labels)
+    else:
+        coded = coding.encode_labels(raw, header.slope, header.inter, labels)
+    return _Part(modality=LABEL, coding=coded, volume=mask.volume, file=mask.file)
 
 
 def _check_session(volumes: Sequence[Volume], files: Sequence[object], subject: str, min_slices: int) -> int:
@@ -97,15 +158,15 @@ def _check_session(volumes: Sequence[Volume], files: Sequence[object], subject: 
         check_same_grid(volumes[0], volume, file=file, subject=subject)
         slices.append(_slices_with_brain(volume))
         if not slices[-1]:
-            raise _empty(volume, file, subject)
+            raise _empty(volume.modality, file, subject)
         if slices[-1] < min_slices:
             problem = f"{slices[-1]} axial slices of {volume.modality} show brain, {min_slices} are asked for"
             raise TooFewSlices(problem, file=file, subject=subject, fix="lower min_slices to keep it")
     return min(slices)
 
 
-def _empty(volume: Volume, file: object, subject: str) -> EmptyVolume:
-    problem = f"{volume.modality} is nothing but background"
+def _empty(modality: str, file: object, subject: str) -> EmptyVolume:
+    problem = f"{modality} is nothing but background"
     return EmptyVolume(problem, file=file, subject=subject, fix="check the volume, or leave it out")
 
 
@@ -139,7 +200,19 @@ def _foreground_box(masks: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
     return lo, hi
 
 
-_NOT_RESTORED = {"orientation": [], "header": b"", "tail": b"", "fixup_index": b"", "fixup_value": b""}
+_ABSENT: dict[str, Any] = {"code_dtype": "int16", "zero_code": 0.0, "coding": ABSENT}
+"""A modality that the session came without: nothing but `zero_code`, which stands for 0."""
+_ABSENT_INDEX = {
+    "error_bound": 0.0, "max_error": 0.0, "fixups": 0, "slope": 1.0, "inter": 0.0, "present": False
+}  # fmt: skip
+
+_NOT_RESTORED: dict[str, Any] = {
+    "orientation": [],
+    "header": b"",
+    "tail": b"",
+    "fixup_index": b"",
+    "fixup_value": b"",
+}
 
 
 def _to_restore(volume: Volume, c: coding.Coding, box: tuple[slice, ...]) -> tuple[dict[str, Any], int]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from brainfoundry.cohorts.exclusions import ScanError
-from brainfoundry.cohorts.manifest import Row
+from brainfoundry.cohorts.fingerprint import fingerprint
+from brainfoundry.cohorts.labels import check_values
+from brainfoundry.cohorts.manifest import Row, Scan
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.remote import StorageError
 from brainfoundry.store import bricks
-from brainfoundry.store.meta import BRICK, VERSION, FloatMode, shard_uri, sidecar_uri
+from brainfoundry.store.mask import Mask, read_mask
+from brainfoundry.store.meta import BRICK, LABEL, VERSION, FloatMode, shard_uri, sidecar_uri
 from brainfoundry.store.row import EncodedRow, encode_row
 from brainfoundry.store.source import load_scan
 from brainfoundry.store.writer import ShardWriter
@@ -77,6 +81,10 @@ class ShardTask:
     Args:
         rows: included rows of the intake manifest, in its order.
         modalities: in channel order.
+        labels: scheme of the masks to store after them; "" for none.
+        optional: of the modalities, those a row may lack.
+        withdrawn: subjects among `rows` who withdrew since; they keep their place in the dealing, and the
+            shard is made without them.
     """
 
     uri: str
@@ -84,12 +92,15 @@ class ShardTask:
     spec: ConvertSpec
     modalities: tuple[str, ...]
     rows: tuple[Row, ...]
+    labels: str = ""
+    optional: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
 
     def hash(self) -> str:
-        """SHA-256 over all that decides the shard's content."""
+        """SHA-256 over all that decides the shard's content, withdrawals aside."""
         value = [
-            VERSION, BRICK, self.shard, self.spec.of_shards(), self.modalities,
-            [r.to_dict() for r in self.rows],
+            VERSION, BRICK, self.shard, self.spec.of_shards(), self.modalities, self.labels,
+            self.optional, [r.to_dict() for r in self.rows],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -108,6 +119,9 @@ class ShardTask:
             spec=ConvertSpec(**value["spec"]),
             modalities=tuple(value["modalities"]),
             rows=tuple(Row.from_dict(r) for r in value["rows"]),
+            labels=value["labels"],
+            optional=tuple(value["optional"]),
+            withdrawn=tuple(value["withdrawn"]),
         )
 
 
@@ -118,6 +132,8 @@ def finished_summary(task: ShardTask) -> dict[str, Any] | None:
         return None
     try:
         summary = files.read_json(where)
+    except StorageError:  # an outage: not the same as no summary
+        raise
     except DataError:
         return None
     if not isinstance(summary, dict) or summary.get("task_hash") != task.hash():
@@ -144,6 +160,8 @@ def convert_shard(task: ShardTask) -> dict[str, Any]:
     outcomes: list[dict[str, Any]] = []
     with ShardWriter(task.uri, task.shard) as writer:
         for row in task.rows:
+            if row.subject in task.withdrawn:
+                continue
             encoded, outcome = convert_row(task, row)
             outcomes.append(outcome)
             if encoded is not None:
@@ -156,23 +174,27 @@ def convert_row(task: ShardTask, row: Row) -> tuple[EncodedRow | None, dict[str,
     outcome: dict[str, Any] = {"subject": row.subject, "session": row.session, "reason": "", "detail": ""}
     digests: dict[str, str] = {}
     outcome["sha256"] = digests
-    by_name = {scan.modality: scan for scan in row.scans}
-    scans = [by_name[name] for name in task.modalities]
     try:
+        scans = _scans(task, row)
         volumes = []
         for scan in scans:
             volumes.append(load_scan(scan, row.subject))
             digests[scan.modality] = volumes[-1].sha256
+        mask = _load_mask(task, row, outcome)
         enforced = task.spec.min_slices if task.spec.slice_rule == "content" else 0
         encoded = encode_row(
             row.subject,
             row.session,
             volumes,
-            files=[f"{s.uri}:{s.member}" if s.member else s.uri for s in scans],
+            files=[_place(scan) for scan in scans],
             float_mode=task.spec.float_mode,
             spacing_mm=task.spec.spacing_mm,
             min_slices=enforced,
+            labelled=bool(task.labels),
+            mask=mask,
+            modalities=task.modalities,
         )
+        prints = {volume.modality: fingerprint(volume.raw_XYZ).hex() for volume in volumes}
     except ScanError as error:
         return None, outcome | {"reason": error.reason, "detail": describe(error)}
     except (ArithmeticError, LookupError, MemoryError, ValueError) as error:
@@ -180,7 +202,42 @@ def convert_row(task: ShardTask, row: Row) -> tuple[EncodedRow | None, dict[str,
         problem = f"volume cannot be converted: {type(error).__name__}: {' '.join(str(error).split())}"
         return None, outcome | {"reason": "damaged_data", "detail": problem}
     outcome["slices"] = encoded.index["slices"]
-    return encoded, outcome
+    return replace(encoded, index=encoded.index | {"fingerprints": prints}), outcome
+
+
+class MissingModality(ScanError):
+    """A session without a modality that its cohort requires."""
+
+    reason = "missing_modality"
+
+
+def _scans(task: ShardTask, row: Row) -> list[Scan]:
+    """The session's scans in channel order; those that are optional may lack, not all of them."""
+    there = {scan.modality: scan for scan in row.scans}
+    lacks = [name for name in task.modalities if name not in there and name not in task.optional]
+    scans = [there[name] for name in task.modalities if name in there]
+    if lacks or not scans:
+        problem = f"the manifest names no scan of {', '.join(lacks or task.modalities)}"
+        fix = "run the intake again, with those a session may lack as optional modalities"
+        raise MissingModality(problem, subject=row.subject, fix=fix)
+    return scans
+
+
+def _load_mask(task: ShardTask, row: Row, outcome: dict[str, Any]) -> Mask | None:
+    """The mask, held against the scheme; its labels and digest go into `outcome` even if it is refused."""
+    if not task.labels or row.label is None:
+        return None
+    where = _place(row.label)
+    volume = load_scan(replace(row.label, modality=LABEL), row.subject)
+    outcome["sha256"][LABEL] = volume.sha256
+    mask = read_mask(volume, file=where, subject=row.subject)
+    outcome["label_values"] = list(mask.values)
+    check_values(mask.values, task.labels, file=where, subject=row.subject)
+    return mask
+
+
+def _place(scan: Scan) -> str:
+    return f"{scan.uri}:{scan.member}" if scan.member else scan.uri
 
 
 def describe(error: DataError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from contextlib import closing
 from typing import Any
@@ -13,8 +14,11 @@ from isal import isal_zlib
 from brainfoundry.cohorts.exclusions import ScanError, UnreadableArchive
 from brainfoundry.cohorts.manifest import Scan
 from brainfoundry.core import files
+from brainfoundry.core.remote import StorageError
 from brainfoundry.store.volume import DamagedData, Volume, decode_nifti
 
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Of a zip's member, before its data: mark, and the lengths of the name and of what follows it."""
 _GZIP = b"\x1f\x8b"
 _SLACK = 64 << 20
 """Bytes beside the voxels that a file may hold: header extensions can be large, a gzip bomb is larger."""
@@ -26,7 +30,8 @@ def load_scan(scan: Scan, subject: str) -> Volume:
     The zip's CRC-32, gzip's own, and the identity and geometry the intake recorded are all checked.
 
     Raises:
-        ScanError: with the reason code; nothing else, whatever the bytes are.
+        ScanError: with the reason code, whatever the bytes are.
+        StorageError: the storage does not answer; nothing is known of the scan.
     """
     where = f"{scan.uri}:{scan.member}" if scan.member else scan.uri
     try:
@@ -34,7 +39,7 @@ def load_scan(scan: Scan, subject: str) -> Volume:
         voxels = int(np.prod(scan.shape)) * np.dtype(scan.dtype).itemsize
         data = gunzip(packed, voxels + _SLACK, file=where, subject=subject) if packed[:2] == _GZIP else packed
         volume = decode_nifti(data, modality=scan.modality, file=where, subject=subject)
-    except ScanError:
+    except (ScanError, StorageError):  # storage that is down says nothing about the scan
         raise
     except Exception as error:  # zipfile, isal and pyarrow raise many kinds; none may cost more than this row
         problem = f"cannot be read: {error or type(error).__name__}"
@@ -77,7 +82,28 @@ def _read_member(scan: Scan, where: str, subject: str) -> bytes:
             raise UnreadableArchive(problem, file=where, subject=subject, fix="deliver it again") from error
         if (info.file_size, info.CRC) != (scan.size, scan.crc32):
             raise _changed("other size or CRC-32 in the zip directory", where, subject)
-        return archive.read(info)  # checks the CRC-32
+        data = _inflate_member(handle, info)
+        return archive.read(info) if data is None else data  # checks the CRC-32, and says what is wrong
+
+
+def _inflate_member(handle: Any, info: zipfile.ZipInfo) -> bytes | None:
+    """The bytes of a deflated member, checked, faster than zipfile; None where anything is unusual."""
+    if info.compress_type != zipfile.ZIP_DEFLATED or info.flag_bits & 1:
+        return None
+    handle.seek(info.header_offset)
+    head = handle.read(_LOCAL_HEADER.size)
+    if len(head) < _LOCAL_HEADER.size:
+        return None
+    magic, name, extra = _LOCAL_HEADER.unpack(head)
+    handle.seek(info.header_offset + _LOCAL_HEADER.size + name + extra)
+    packed = handle.read(info.compress_size)
+    inflate = isal_zlib.decompressobj(wbits=-15)
+    try:
+        data = inflate.decompress(packed, info.file_size + 1)
+    except isal_zlib.error:  # type: ignore[misc]  # the stub has it as a value
+        return None
+    whole = magic == b"PK\x03\x04" and inflate.eof and len(data) == info.file_size
+    return data if whole and isal_zlib.crc32(data) == info.CRC else None
 
 
 def gunzip(packed: bytes, limit: int, *, file: object, subject: str | None) -> bytes:
@@ -92,10 +118,14 @@ def gunzip(packed: bytes, limit: int, *, file: object, subject: str | None) -> b
     parts: list[bytes] = []
     room = limit
     rest = packed
+    # The last four bytes say how much there is. Asking for just that spares a copy, a third of the time.
+    said = int.from_bytes(packed[-4:], "little")
     while rest[:2] == _GZIP:
         inflate = isal_zlib.decompressobj(wbits=31)
         try:
-            part = inflate.decompress(rest, room + 1)
+            part = inflate.decompress(rest, min(said, room) + 1)
+            if inflate.unconsumed_tail and not inflate.eof:  # more than was said, or several members
+                part += inflate.decompress(inflate.unconsumed_tail, room - len(part) + 1)
         except isal_zlib.error as error:  # type: ignore[misc]  # the stub has it as a value
             problem = f"gzip data is damaged: {error}"
             raise DamagedData(problem, file=file, subject=subject, fix="deliver it again") from error

@@ -30,6 +30,10 @@ class Statistics:
     nonzero: int
 
 
+NOTHING = Statistics(mean=0.0, sd=0.0, min=0.0, max=0.0, p0_5=0.0, p1=0.0, p99=0.0, p99_5=0.0, nonzero=0)
+"""Of a mask without a lesion."""
+
+
 def statistics(codes: np.ndarray, zero_code: float, slope: float, inter: float) -> Statistics:
     """Statistics of `codes * slope + inter` where `codes != zero_code`.
 

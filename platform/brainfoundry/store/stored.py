@@ -9,7 +9,7 @@ from brainfoundry.core.errors import DataError
 from brainfoundry.store import bricks
 from brainfoundry.store.meta import BRICK, SHARD_SCHEMA
 
-REMAKE = "restore the file from a copy, or delete it and shardset.json and run jobs/prepare_ukb.py again"
+REMAKE = "restore the file from a copy, or delete it and shardset.json and run the prepare job again"
 """What to do about a damaged shard set: conversion resumes, and makes only what is missing."""
 
 

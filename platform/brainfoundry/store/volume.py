@@ -105,7 +105,7 @@ def decode_nifti(data: bytes, *, modality: str, file: object, subject: str | Non
     stored = np.frombuffer(data, dtype, count=int(np.prod(header.shape)), offset=header.offset)
     orientation = io_orientation(header.affine)
     raw = apply_orientation(stored.reshape(header.shape, order="F"), orientation)
-    raw = np.ascontiguousarray(raw.astype(dtype.newbyteorder("="), copy=False))
+    raw = _c_order(raw.astype(dtype.newbyteorder("="), copy=False))
     _check_finite(raw, header, file, subject)
     return Volume(
         modality=modality,
@@ -139,20 +139,41 @@ def _check_finite(raw: np.ndarray, header: NiftiHeader, file: object, subject: s
             )
 
 
-def check_same_grid(first: Volume, other: Volume, *, file: object, subject: str | None) -> None:
-    """Two modalities of a session must be the same grid once both are in RAS order.
+def _c_order(a: np.ndarray) -> np.ndarray:
+    """`a` in C order, copied in blocks: files are in Fortran order, and a block's lines stay in the cache."""
+    if a.flags.c_contiguous:
+        return a
+    out = np.empty(a.shape, a.dtype)
+    for x in range(0, a.shape[0], 64):
+        for y in range(0, a.shape[1], 8):
+            out[x : x + 64, y : y + 8] = a[x : x + 64, y : y + 8]
+    return out
+
+
+def check_same_grid(
+    first: Volume,
+    other: Volume,
+    *,
+    file: object,
+    subject: str | None,
+    kind: type[ScanError] = GridMismatch,
+) -> None:
+    """Two scans of a session must be the same grid once both are in RAS order.
+
+    Args:
+        kind: of the error to raise.
 
     Raises:
-        GridMismatch: other shape, or corners more than 1 % of a voxel apart.
+        ScanError: of `kind`: other shape, or corners more than 1 % of a voxel apart.
     """
     a, b = first.raw_XYZ.shape, other.raw_XYZ.shape
-    fix = "register the modalities to one grid"
+    fix = "register the scans to one grid"
     if a != b:
         shapes = f"{'x'.join(map(str, a))} against {'x'.join(map(str, b))}"
         problem = f"{first.modality} and {other.modality} lie on different grids: {shapes}"
-        raise GridMismatch(problem, file=file, subject=subject, fix=fix)
+        raise kind(problem, file=file, subject=subject, fix=fix)
     corners = np.array([[*(np.array(c) * (np.array(a) - 1)), 1] for c in np.ndindex(2, 2, 2)], np.float64)
     apart = float(np.abs(corners @ (first.affine - other.affine).T).max())
     if apart > GRID_TOLERANCE_VOXELS * min(first.header.spacing):
         problem = f"{first.modality} and {other.modality} lie on different grids: {apart:.3g} mm apart"
-        raise GridMismatch(problem, file=file, subject=subject, fix=fix)
+        raise kind(problem, file=file, subject=subject, fix=fix)

@@ -69,12 +69,16 @@ class ShardWriter:
             raise self._unwritable(error) from error
         self._rows.append(row.index | {"shard": self.shard, "row": len(self._rows)} | place)
 
-    def commit(self, task_hash: str, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def commit(
+        self, task_hash: str, outcomes: Sequence[dict[str, Any]], *, check_bricks: bool = True
+    ) -> dict[str, Any]:
         """Put the shard and then its summary in place.
 
         Args:
             task_hash: of everything the shard was made from, for resuming.
             outcomes: what became of each manifest row, excluded ones included.
+            check_bricks: False for rows copied from a shard: damage that was there comes along, for the
+                reader's checksums to find.
 
         Returns:
             The summary.
@@ -82,7 +86,7 @@ class ShardWriter:
         try:
             self._writer.close()
             self._sink.close()
-            size = self._seal()
+            size = self._seal(check_bricks)
             if self._local:
                 self._temporary.replace(self._path)
             else:
@@ -103,7 +107,7 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
         return summary
 
-    def _seal(self) -> int:
+    def _seal(self, check_bricks: bool) -> int:
         """Read every row back: where its head ends, the head's checksum, the bricks' checksums."""
         with self._temporary.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -112,7 +116,7 @@ class ShardWriter:
                 whole = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
                 for row in self._rows:
                     message = whole[row["offset"] : row["offset"] + row["length"]]
-                    row["head_length"], row["head_crc"] = _head_of(message)
+                    row["head_length"], row["head_crc"] = head_of(message, check_bricks)
         return size
 
     def abort(self) -> None:
@@ -131,7 +135,7 @@ class ShardWriter:
             self.abort()
 
 
-def _head_of(message: memoryview) -> tuple[int, int]:
+def head_of(message: memoryview, check_bricks: bool) -> tuple[int, int]:
     """Bytes of a record batch before its bricks' data, and their checksum; checks the bricks on the way."""
     buffer = pa.py_buffer(message)
     batch = pa.ipc.read_record_batch(buffer, SHARD_SCHEMA)
@@ -139,6 +143,6 @@ def _head_of(message: memoryview) -> tuple[int, int]:
     data = flat.buffers()[2]
     head = len(message) if data is None or data.size == 0 else data.address - buffer.address
     for payload, crc in zip(flat, batch.column("brick_crc")[0].as_py(), strict=True):
-        if len(payload.as_buffer()) and bricks.crc32(payload.as_buffer()) != crc:
+        if check_bricks and len(payload.as_buffer()) and bricks.crc32(payload.as_buffer()) != crc:
             raise OSError("what was written does not read back")
     return head, bricks.crc32(message[:head])
