@@ -19,7 +19,7 @@ from brainfoundry.training import report
 from brainfoundry.training.config import PretrainConfig
 from brainfoundry.training.launch import pretrain, resolve_task, storage_of
 from brainfoundry.training.presets import PRESETS
-from brainfoundry.training.runs import find_place
+from brainfoundry.training.runs import find_place, identity_hash
 
 
 def main(config: PretrainConfig) -> None:
@@ -36,8 +36,9 @@ def main(config: PretrainConfig) -> None:
         shards_uri = ensure_demo_shards(paths.home() / "demo", make=not config.dry_run)
     shards = ShardSet.open(shards_uri)
 
-    # Run: same name and storage go on where the newest checkpoint left off.
-    place = find_place(config, storage_of(config), shards.meta.manifest_hash)
+    # Run: same name and storage go on where the newest checkpoint left off, also after a withdrawal.
+    # It is held against its test sets here (--data.guard), before anything starts.
+    place = find_place(config, storage_of(config), identity_hash(shards.meta))
     task = resolve_task(config, shards, place)
     report.announce(task, shards, place)
     if config.dry_run:

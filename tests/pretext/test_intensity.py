@@ -21,6 +21,7 @@ def batch(
     sd: list[list[float]],
     lo: list[list[int]] | None = None,
     hi: list[list[int]] | None = None,
+    present: list[list[bool]] | None = None,
 ) -> SimpleNamespace:
     n, shape = codes_NCDHW.shape[0], list(codes_NCDHW.shape[2:])
     return SimpleNamespace(
@@ -30,6 +31,7 @@ def batch(
         zero_code_NC=torch.tensor(zero_code),
         mean_NC=torch.tensor(mean),
         sd_NC=torch.tensor(sd),
+        present_NC=torch.tensor(present or [[True] * codes_NCDHW.shape[1]] * n),
         inside_lo_N3=torch.tensor(lo or [[0, 0, 0]] * n, dtype=torch.int32),
         inside_hi_N3=torch.tensor(hi or [shape] * n, dtype=torch.int32),
     )
@@ -139,3 +141,24 @@ def test_unknown_rule_is_refused() -> None:
         ConfigError, match=r"intensity rule 'minmax' does not exist.*zscore_nonzero, ct_window"
     ):
         normalise(SimpleNamespace(), "minmax")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["zscore_nonzero", "ct_window"])
+@pytest.mark.parametrize("statistic", [0.0, 50.0, float("nan")])
+def test_an_absent_modality_is_exactly_zero_and_leaves_the_other_alone(rule: str, statistic: float) -> None:
+    codes = torch.zeros(2, 2, 3, 3, 3, dtype=torch.int16)
+    codes[:, 0] = torch.arange(27).reshape(3, 3, 3) * 100 - 500
+    numbers = {"slope": [[1.0, 1.0]] * 2, "inter": [[0.0, 0.0]] * 2, "zero_code": [[0.0, 0.0]] * 2}
+    given = batch(
+        codes, **numbers, mean=[[9.0, statistic]] * 2, sd=[[3.0, statistic]] * 2, present=[[True, False]] * 2
+    )
+    x, saturated = normalise(given, rule)
+    assert (x[:, 1].view(torch.int32) == 0).all()  # not even minus zero
+    alone = batch(
+        codes[:, :1], slope=[[1.0]] * 2, inter=[[0.0]] * 2, zero_code=[[0.0]] * 2, mean=[[9.0]] * 2,
+        sd=[[3.0]] * 2,
+    )  # fmt: skip
+    expected, share = normalise(alone, rule)
+    assert torch.equal(x[:, :1], expected)
+    assert torch.equal(saturated, share)  # an absent channel's voxels are not counted among the scanned
+    assert (float(saturated) > 0) == (rule == "ct_window")

@@ -242,6 +242,80 @@ def test_unknown_objectives_are_refused(name: str) -> None:
     assert f"objective '{name}' does not exist. Fix: choose one of {NAME}" in str(caught.value)
 
 
+class Rebuilder(Echo):
+    """Answers with a constant reconstruction, whatever it is shown."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, features, _ = super().forward(x)
+        return logits, features, self.gain * torch.full_like(x, 0.5)
+
+
+def with_absent(present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x, seeds = crops(len(present), present.shape[1])
+    return x * present[:, :, None, None, None], seeds
+
+
+def test_with_every_modality_there_the_loss_is_bit_for_bit_that_without_a_mask() -> None:
+    torch.manual_seed(0)
+    x, seeds = crops(4, 2)
+    found = []
+    for mask in (None, torch.ones(4, 2, dtype=torch.bool)):
+        torch.manual_seed(1)
+        network = objective().network(EncoderSpec(size="nano", in_channels=2))
+        losses = objective().loss(network, x, seeds, 2, present_NC=mask)
+        losses["total"].backward()
+        found.append([losses[name] for name in sorted(losses)] + [p.grad for p in network.parameters()])
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_an_absent_modality_is_neither_shown_nor_rebuilt() -> None:
+    present = torch.tensor([[True, False], [True, True], [False, True], [True, True]])
+    x, seeds = with_absent(present)
+    pretext, network = objective(), Rebuilder()
+    found = pretext.loss(network, x, seeds, 4, present_NC=present)["reconstruction"]
+    (shown,) = network.calls
+    assert not shown[~present.repeat(2, 1)].any()  # no noise, nothing lent by another crop
+    assert (shown[present.repeat(2, 1)] != 0).float().mean() > 0.5
+    targets = pretext.views(x, seeds, 4).target  # type: ignore[attr-defined]
+    pairs = [(0.5 - targets[i, c]).abs().mean() for i in range(8) for c in range(2) if present[i % 4, c]]
+    torch.testing.assert_close(found, torch.stack(pairs).mean())
+    assert not torch.isclose(found, (0.5 - targets).abs().mean())
+
+
+def test_what_is_said_of_an_absent_channel_costs_nothing_and_teaches_nothing() -> None:
+    present = torch.tensor([[True, False]] * 4)
+    x, seeds = with_absent(present)
+
+    class Split(Echo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.levels = nn.Parameter(torch.tensor([0.3, 7.0]))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            logits, features, rebuilt = super().forward(x)
+            return logits, features, rebuilt * 0 + self.levels.view(1, 2, 1, 1, 1)
+
+    network = Split()
+    pretext = objective(rotation_weight=0.0, contrast_weight=0.0)
+    pretext.loss(network, x, seeds, 4, present_NC=present)["total"].backward()
+    assert network.levels.grad is not None and network.levels.grad[1] == 0 != network.levels.grad[0]
+
+
+def test_groups_with_absent_modalities_are_the_mean_of_each_alone() -> None:
+    # Else the loss would depend on how many workers share the groups.
+    present = torch.tensor([[1, 0], [0, 1], [1, 1], [1, 1], [0, 0], [0, 0]]).bool()
+    x, seeds = with_absent(present)
+    pretext, rebuilder = objective(), Rebuilder()
+    whole = pretext.loss(rebuilder, x, seeds, 2, present_NC=present)
+    alone = [
+        pretext.loss(rebuilder, x[i : i + 2], seeds[i : i + 2], 2, present_NC=present[i : i + 2])
+        for i in (0, 2, 4)
+    ]
+    mean = torch.stack([losses["reconstruction"] for losses in alone]).mean()
+    torch.testing.assert_close(whole["reconstruction"], mean)
+    assert alone[2]["reconstruction"] == 0 and all(torch.isfinite(v) for v in whole.values())
+
+
 SECOND = """
 from dataclasses import dataclass
 import torch
@@ -257,7 +331,7 @@ class Objective:
     def __init__(self, config=None): self.config = config or Settings()
     def check_crop(self, crop): pass
     def network(self, encoder): return nn.Conv3d(encoder.in_channels, encoder.in_channels, 1)
-    def loss(self, network, x, seeds, crops_per_group):
+    def loss(self, network, x, seeds, crops_per_group, *, present_NC=None):
         masked = (network(x) - x).abs().mean()
         return {"total": masked, "masked": masked.detach()}
     def pictures(self, network, x, seeds, crops_per_group):

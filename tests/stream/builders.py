@@ -40,6 +40,7 @@ def make_index(
                 "mean": 100.0 + i,
                 "sd": 10.0 + c,
                 "code_dtype": code_dtype,
+                "present": True,
             }
             for c, m in enumerate(MODALITIES)
         ]

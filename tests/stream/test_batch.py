@@ -53,7 +53,9 @@ def test_a_batch_holds_what_the_plan_names(witness_set: str) -> None:
         assert batch.inside_lo_N3[i].tolist() == lo.tolist()
         assert batch.inside_hi_N3[i].tolist() == hi.tolist()
     assert batch.seeds_N.min() < 0  # the upper half of the seeds is there, seen as negative
-    assert {t.dtype for n, t in vars(batch).items() if n.endswith("_NC")} == {torch.float32}
+    assert batch.present_NC.dtype == torch.bool and batch.present_NC.all()
+    others = {t.dtype for n, t in vars(batch).items() if n.endswith("_NC") and n != "present_NC"}
+    assert others == {torch.float32}
     assert batch.inside_lo_N3.dtype == batch.inside_hi_N3.dtype == torch.int32
 
 

@@ -27,6 +27,7 @@ def make_batch(
         zero_code_NC=ones * 0,
         mean_NC=ones * 800,
         sd_NC=ones * 150,
+        present_NC=torch.ones(n, channels, dtype=torch.bool),
         inside_lo_N3=torch.zeros(n, 3, dtype=torch.int32),
         inside_hi_N3=torch.tensor(crop, dtype=torch.int32).repeat(n, 1),
         seeds_N=hash64_torch(torch.arange(n), step),

@@ -24,6 +24,8 @@ from brainfoundry.training.checkpoint import checkpoint_uri, latest_step
 from brainfoundry.training.config import ClusterConfig, PretrainConfig
 from brainfoundry.training.launch import pretrain, resolve_task
 from brainfoundry.training.presets import DEMO
+from brainfoundry.training.receipt import who
+from brainfoundry.training.receipt_read import check, read_receipt
 from brainfoundry.training.runs import find_place
 
 pytestmark = pytest.mark.slow
@@ -208,5 +210,11 @@ def test_one_and_two_workers_see_the_same_groups(
         history = read_history(str(storage / f"straight-{workers}"))
         losses[workers] = {row["step"]: row["train/total"] for row in history if "train/total" in row}
     assert losses[1].keys() == losses[2].keys() == set(range(1, STEPS + 1))
+    # Sums in another order differ in the last bit, and training amplifies that a hundredfold in a few steps:
+    # the losses of the first steps agree closely, and the receipts say that the same were seen in all.
     for step, value in losses[1].items():
-        assert losses[2][step] == pytest.approx(value, rel=1e-4)
+        assert losses[2][step] == pytest.approx(value, rel=1e-5 if step <= 4 else 2e-3)
+    receipts = [read_receipt(str(storage / f"straight-{workers}")) for workers in (1, 2)]
+    assert [check(r) + r.problems for r in receipts] == [[], []]
+    assert [r.attempts[0].world for r in receipts] == [1, 2]
+    assert who(receipts[0]).equals(who(receipts[1]))

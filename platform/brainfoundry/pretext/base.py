@@ -43,7 +43,13 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, network: nn.Module, x_NCDHW: torch.Tensor, seeds_N: torch.Tensor, crops_per_group: int
+        self,
+        network: nn.Module,
+        x_NCDHW: torch.Tensor,
+        seeds_N: torch.Tensor,
+        crops_per_group: int,
+        *,
+        present_NC: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Scalars `total` (with gradient) and one for each of `loss_names` (detached): means over the groups.
 
@@ -52,6 +58,8 @@ class Objective(Protocol):
             x_NCDHW: normalised crops, groups whole and in order.
             seeds_N: int64, one seed a crop.
             crops_per_group: consecutive crops that share one contrast matrix and lend voxels to each other.
+            present_NC: bool, False for modalities a crop's session came without: `x_NCDHW` is 0 there, and
+                nothing is to be learnt from it. None: all are there.
         """
         ...
 

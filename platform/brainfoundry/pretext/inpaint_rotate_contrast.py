@@ -2,7 +2,8 @@
 
 loss = w_rotation * cross-entropy + w_contrast * NT-Xent + w_reconstruction * L1, both views together. The
 target of the reconstruction is the rotated crop before the cutout, over its whole volume and not only where
-it was cut.
+it was cut. A modality the session came without (0 throughout) is neither cut nor rebuilt: the L1 of a group
+is the mean over the modalities that its crops have.
 
 The released code runs the network once a view. Nothing in it mixes crops (no batch norm), so both views go
 through one forward pass here: equal results, larger matrices, and one call for DistributedDataParallel to
@@ -107,24 +108,43 @@ class Objective:
 
     @torch.no_grad()
     def views(
-        self, x_NCDHW: torch.Tensor, seeds_N: torch.Tensor, crops_per_group: int, count: int = 2
+        self,
+        x_NCDHW: torch.Tensor,
+        seeds_N: torch.Tensor,
+        crops_per_group: int,
+        count: int = 2,
+        present_NC: torch.Tensor | None = None,
     ) -> Views:
-        """The first `count` views of each crop."""
+        """The first `count` views of each crop; absent modalities stay 0 in the cut one too."""
         self.check_crop([int(side) for side in x_NCDHW.shape[2:]])
         seeds = torch.cat([hash64_torch(seeds_N, _VIEW, view) for view in range(count)])
         turns = draw_turns(seeds)
         target = rotate(torch.cat([x_NCDHW] * count), turns)
-        return Views(turns, target, cut_out(target, seeds, crops_per_group, self.config.cutout()))
+        cut = cut_out(target, seeds, crops_per_group, self.config.cutout())
+        if present_NC is not None:  # noise, and voxels of another crop's modality
+            cut.mul_(present_NC.repeat(count, 1)[:, :, None, None, None])
+        return Views(turns, target, cut)
 
     def loss(
-        self, network: nn.Module, x_NCDHW: torch.Tensor, seeds_N: torch.Tensor, crops_per_group: int
+        self,
+        network: nn.Module,
+        x_NCDHW: torch.Tensor,
+        seeds_N: torch.Tensor,
+        crops_per_group: int,
+        *,
+        present_NC: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """The weighted sum and its three parts, float32 scalars; only `total` carries a gradient."""
-        views = self.views(x_NCDHW, seeds_N, crops_per_group)
-        return self.losses(network(views.cut), views, crops_per_group)
+        views = self.views(x_NCDHW, seeds_N, crops_per_group, present_NC=present_NC)
+        return self.losses(network(views.cut), views, crops_per_group, present_NC=present_NC)
 
     def losses(
-        self, answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor], views: Views, crops_per_group: int
+        self,
+        answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        views: Views,
+        crops_per_group: int,
+        *,
+        present_NC: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """`loss` from the network's answers to both views."""
         logits, features, rebuilt = answers
@@ -134,7 +154,7 @@ class Objective:
             rotation = F.cross_entropy(logits.float(), views.turns)
             first, second = features.unflatten(0, (2, -1, crops_per_group))
             contrast = nt_xent(first, second, config.temperature, config.contrast_scope)
-            reconstruction = F.l1_loss(rebuilt.float(), views.target)
+            reconstruction = _l1(rebuilt.float(), views.target, crops_per_group, present_NC)
             total = (
                 config.rotation_weight * rotation
                 + config.contrast_weight * contrast
@@ -155,3 +175,20 @@ class Objective:
         views = self.views(x_NCDHW, seeds_N, crops_per_group, count=1)
         _, _, rebuilt = network(views.cut)
         return {"input": views.target.float(), "cut": views.cut.float(), "rebuilt": rebuilt.float()}
+
+
+def _l1(
+    rebuilt: torch.Tensor, target: torch.Tensor, crops_per_group: int, present_NC: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean over groups of a group's mean absolute difference over its present (crop, modality) pairs.
+
+    Both tensors hold all views, one after the other. A group's mean depends on nothing outside it, so losses
+    are the same on any number of workers; a group that has nothing adds 0. With everything present each
+    weight is exactly 1, and the result bit for bit that of `F.l1_loss`.
+    """
+    if present_NC is None:
+        return F.l1_loss(rebuilt, target)
+    there_GK = present_NC.repeat(len(target) // len(present_NC), 1).float()
+    there_GK = there_GK.view(-1, crops_per_group * target.shape[1])
+    weights_GK = there_GK * (there_GK.shape[1] / there_GK.sum(dim=1, keepdim=True).clamp(min=1))
+    return ((rebuilt - target).abs() * weights_GK.view(*target.shape[:2], 1, 1, 1)).mean()

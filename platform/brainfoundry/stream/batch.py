@@ -40,6 +40,8 @@ class CropBatch:
     """float32 mean of the scan's non-zero voxels, in units of the file."""
     sd_NC: Tensor
     """float32 standard deviation of the scan's non-zero voxels, in units of the file."""
+    present_NC: Tensor
+    """bool: False where the session came without that modality; its codes are all 0."""
     inside_lo_N3: Tensor
     """int32 first voxel of the crop that lies in the scanned volume."""
     inside_hi_N3: Tensor
@@ -153,7 +155,8 @@ def _tensors(tables: Sequence[pa.Table]) -> dict[str, Any]:
         for piece in pieces:
             codes[start : start + len(piece)] = piece
             start += len(piece)
-    tensors = {f"{name}_NC": torch.from_numpy(_matrix(rows[name]).copy()) for name in SCAN_NUMBERS}
+    per_scan = (*SCAN_NUMBERS, "present")
+    tensors = {f"{name}_NC": torch.from_numpy(_matrix(rows[name]).copy()) for name in per_scan}
     return {
         "codes_NCDHW": codes,
         **tensors,

@@ -69,6 +69,9 @@ class ScanTable:
             name: flat.field(name).to_numpy(zero_copy_only=False).reshape(-1, modalities)[:, self.channels]
             for name in SCAN_NUMBERS
         }
+        # Sets made before there were optional modalities do not say: in those, every scan is there.
+        present = flat.field("present").fill_null(True).to_numpy(zero_copy_only=False)
+        self._present = present.reshape(-1, modalities)[:, self.channels]
         dtypes = flat.field("code_dtype").to_numpy(zero_copy_only=False).reshape(-1, modalities)
         floats = (dtypes[:, self.channels] == "float32").any()
         self.code_dtype = np.dtype(np.float32 if floats else np.int16)
@@ -97,6 +100,10 @@ class ScanTable:
     def numbers(self, name: str, positions: np.ndarray) -> np.ndarray:
         """(N, C) float32 of one of `SCAN_NUMBERS`."""
         return np.ascontiguousarray(self._numbers[name][positions], np.float32)
+
+    def present(self, positions: np.ndarray) -> np.ndarray:
+        """(N, C) bool: False where the session came without that modality."""
+        return np.ascontiguousarray(self._present[positions])
 
 
 def _keys(shard: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -132,6 +139,7 @@ def read_crops(reader: CropReader, scans: ScanTable, rows: pa.Table) -> pa.Table
         "inside_lo": _vectors(inside_lo),
         "inside_hi": _vectors(inside_hi),
         **{name: _vectors(scans.numbers(name, positions)) for name in SCAN_NUMBERS},
+        "present": _vectors(scans.present(positions)),
         "voxels": pa.LargeBinaryArray.from_buffers(
             pa.large_binary(), rows.num_rows, [None, pa.py_buffer(offsets), pa.py_buffer(codes)]
         ),

@@ -199,6 +199,26 @@ class Plan:
         count = max(stop_step - start_step, 0) * per_worker
         return self.worker_groups(0, count, start_step=start_step, rank=rank, world=world)
 
+    @cached_property
+    def sessions(self) -> tuple[list[str], list[str]]:
+        """(subjects, sessions) of the stored sessions, in the order `visits` numbers them."""
+        return self._subject.to_pylist(), self._session.to_pylist()
+
+    def visits(
+        self, start_step: int, stop_step: int, rank: int = 0, world: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Who is visited when, without the crops: (step, epoch, session), int64, one entry a visit, in order.
+
+        Sessions are positions in `sessions`. Each visit is `crops_per_subject` rows of `rows`.
+        """
+        per_worker = self.groups_per_worker(world)
+        step_G, place_G = np.divmod(np.arange(max(stop_step - start_step, 0) * per_worker), per_worker)
+        step_G += start_step
+        group_G = step_G * self.spec.groups_per_step + rank * per_worker + place_G
+        position = self._positions(group_G).ravel()
+        step = np.repeat(step_G, self.spec.subjects_per_group)
+        return step, position // self.n_subjects, self._visits.rows(position)
+
     def groups_per_worker(self, world: int) -> int:
         """Groups of one step that each of `world` workers reads."""
         self.check_world(world)
@@ -214,9 +234,14 @@ class Plan:
         group = step * self.spec.groups_per_step + rank * self.groups_per_worker(world) + place
         return self._table(step, group)
 
+    def _positions(self, group_G: np.ndarray) -> np.ndarray:
+        """(groups, subjects a group) places in the endless sequence of visits."""
+        each = self.spec.subjects_per_group
+        return group_G[:, None] * each + np.arange(each)
+
     def _table(self, step_G: np.ndarray, group_G: np.ndarray) -> pa.Table:
         spec = self.spec
-        position = group_G[:, None] * spec.subjects_per_group + np.arange(spec.subjects_per_group)
+        position = self._positions(group_G)
         session = np.repeat(self._visits.rows(position.ravel()), spec.crops_per_subject)
         n = len(session)
         crop = np.tile(np.arange(spec.crops_per_subject, dtype=np.int64), position.size)

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from brainfoundry.core.errors import CheckpointError
 
 CARD_VERSION = 1
+SEEN_FILE = "seen.parquet"
+"""The table of everybody the weights have seen, beside the card (`training.seen`)."""
+
+_SAME = (
+    "stage",
+    "size",
+    "modalities",
+    "merging",
+    "objective",
+    "objective_config",
+    "intensity",
+    "crop",
+    "frame",
+    "plan",
+    "manifest_hash",
+    "plan_hash",
+    "steps",
+)
+"""What must agree for a run to continue, in the order in which a difference is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +70,11 @@ class Card:
     run: str
     parents: tuple[str, ...] = ()
     """Checkpoints this one was initialised from."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """The plan's specification: what makes the order, besides the shard set."""
+    leaks: tuple[dict[str, Any], ...] = ()
+    """Test sets of which the run, or an ancestor, has seen scans, as `training.leak_gate` found them before
+    the run started and `allow_leak` let pass; empty: none of those it was held against."""
     git_commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -83,40 +108,67 @@ class Card:
                 fix="use the BrainFoundry version that wrote it",
             )
         known = {f.name for f in dataclasses.fields(Card)}
+        value.setdefault(
+            "plan", {}
+        )  # cards from before the leak gate: readable, to be refused by what they lack
+        value.setdefault("leaks", [])
         if set(value) != known:
             raise CheckpointError(
                 f"card with missing or unknown fields: {', '.join(sorted(set(value) ^ known))}",
                 file=uri,
                 fix="restore card.json",
             )
-        for name in ("modalities", "crop", "parents"):
+        for name in ("modalities", "crop", "parents", "leaks"):
             value[name] = tuple(value[name])
         return Card(**value)
 
-    def refuse_mismatch(self, other: Card, uri: str) -> None:
+    def refuse_mismatch(
+        self, other: Card, uri: str, history: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, Any] | None:
         """Refuse to continue a run whose checkpoint is of another size, other modalities or another plan.
+
+        Args:
+            other: the checkpoint's card.
+            history: earlier manifests of the shard set (`ShardSetMeta.history`). Where only withdrawals lie
+                between the checkpoint's scans and today's, those may differ, and the order with them.
+
+        Returns:
+            `{"subjects": n, "from": hash, "to": hash}` where the run continues over withdrawals, else None.
 
         Raises:
             CheckpointError: names the first field that differs and both values.
         """
-        for name in (
-            "stage",
-            "size",
-            "modalities",
-            "merging",
-            "objective",
-            "objective_config",
-            "intensity",
-            "crop",
-            "frame",
-            "manifest_hash",
-            "plan_hash",
-            "steps",
-        ):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+        gone = withdrawn_since(other.manifest_hash, history)
+        over = gone is not None and other.manifest_hash != self.manifest_hash
+        # Without the specification of its plan, an older card cannot show that only the scans differ.
+        accepted = ("manifest_hash", "plan_hash") if over and other.plan else ()
+        for name in _SAME:
+            mine, theirs = _plain(getattr(self, name)), _plain(getattr(other, name))
+            if name == "plan" and not theirs:
+                continue
+            if mine != theirs and name not in accepted:
                 raise CheckpointError(
                     f"the checkpoint has {name} {theirs!r}, this run asks for {mine!r}",
                     file=uri,
                     fix="give this run another --name, or the options the checkpoint was made with",
                 )
+        if not over:
+            return None
+        return {"subjects": gone, "from": other.manifest_hash, "to": self.manifest_hash}
+
+
+def withdrawn_since(manifest_hash: str, history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Subjects withdrawn since a shard set had this manifest; None where it never had, or other changes lie
+    between."""
+    hashes = [entry["manifest_hash"] for entry in history]
+    if manifest_hash not in hashes:
+        return None
+    since = history[len(hashes) - 1 - hashes[::-1].index(manifest_hash) :]
+    if any(entry["what"] != "withdrawal" for entry in since):
+        return None
+    return sum(int(entry["subjects"]) for entry in since)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples inside as lists, as a card read back has them; the value itself keeps its type."""
+    return json.loads(json.dumps(value)) if isinstance(value, dict) else value

@@ -1,8 +1,9 @@
 """Checkpoints on any storage: asynchronous, whole or invisible, checked when read, no pickles run.
 
-Layout: `step-00000120/{model.safetensors, state/train.pt, card.json}`. The card is written last; what has
-no card does not exist. Ray Train is told about runs, not about checkpoints: its own retention keeps the best
-N or the last N, not the last N and the best, and its list would outlive files that were deleted on purpose.
+Layout: `step-00000120/{model.safetensors, state/train.pt, seen.parquet, card.json}`. The card is written
+last; what has no card does not exist. Ray Train is told about runs, not about checkpoints: its own retention
+keeps the best N or the last N, not the last N and the best, and its list would outlive files that were
+deleted on purpose.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safetensors.torch import save as save_safetensors
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import CheckpointError
-from brainfoundry.training.card import Card
+from brainfoundry.training.card import SEEN_FILE, Card
 
 _NAME = re.compile(r"step-(\d{8})$")
 MODEL = "model.safetensors"
@@ -101,12 +102,24 @@ def _checked(uri: str, name: str, card: Card) -> bytes:
     return data
 
 
-def save(folder: str, card: Card, model: dict[str, torch.Tensor], state: dict[str, Any]) -> str:
-    """Write a checkpoint, card last; returns its URI. Tensors must be on the CPU and no longer change."""
+def save(
+    folder: str,
+    card: Card,
+    model: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    seen: bytes | None = None,
+) -> str:
+    """Write a checkpoint, card last; returns its URI. Tensors must be on the CPU and no longer change.
+
+    Args:
+        seen: the table of everybody the weights have seen, as `seen.encode_seen` makes it.
+    """
     uri = checkpoint_uri(folder, card.step)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     blobs = {MODEL: save_safetensors(model), STATE: buffer.getvalue()}
+    if seen is not None:
+        blobs[SEEN_FILE] = seen
     files.delete_file(files.join(uri, "card.json"))  # a rewrite is invisible until it is whole again
     for name, blob in blobs.items():
         files.make_folder(files.join(uri, *name.split("/")[:-1]))
@@ -131,11 +144,12 @@ class CheckpointWriter:
     """Writes snapshots from a thread of its own and keeps the last N and the best.
 
     At most one snapshot waits: a second `save` waits for the first, which bounds memory. An error of the
-    thread is raised by the next call.
+    thread is raised by the next call. `seen` goes into every checkpoint; it is made once a run.
     """
 
-    def __init__(self, folder: str, *, keep_last: int, best_by: str) -> None:
+    def __init__(self, folder: str, *, keep_last: int, best_by: str, seen: bytes | None = None) -> None:
         self.folder = folder
+        self.seen = seen
         self.keep_last = keep_last
         self.best_by = best_by
         self._thread: threading.Thread | None = None
@@ -177,7 +191,7 @@ class CheckpointWriter:
 
     def _write(self, card: Card, model: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         try:
-            save(self.folder, card, model, state)
+            save(self.folder, card, model, state, self.seen)
             self._scores[card.step] = self._score(card)
             self._retire()
         except BaseException as error:

@@ -39,6 +39,12 @@ class DataConfig:
     -1000..1000 -> 0..1."""
     seed: int = 20240614
     """Seed of the order, the crops and every augmentation."""
+    guard: tuple[str, ...] = ()
+    """Test sets this run must not see a scan of, by id or by image: URI of a shard set (its test split),
+    URI#split=NAME or URI#fold=K. The test split of --data.shards is always among them."""
+    allow_leak: bool = False
+    """Go on although a test subject is seen, and record the leak on the card, in the tags and in the
+    report."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,7 +113,13 @@ class Engine:
         """The objective's losses on a batch that is on the device, and the share of saturated voxels."""
         x_NCDHW, saturated = normalise(batch, self.intensity)
         with self.autocast():
-            losses = self.objective.loss(self.network, x_NCDHW, batch.seeds_N, batch.crops_per_group)
+            losses = self.objective.loss(
+                self.network,
+                x_NCDHW,
+                batch.seeds_N,
+                batch.crops_per_group,
+                present_NC=batch.present_NC,
+            )
         return losses, saturated
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

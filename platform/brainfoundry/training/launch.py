@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -21,9 +21,12 @@ from brainfoundry.models.sizes import EncoderSpec
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.plan import Plan, PlanSpec
 from brainfoundry.stream.ray_train_data import FetchOptions, PlanDataConfig
-from brainfoundry.training.checkpoint import latest_step
+from brainfoundry.training.card import Card
+from brainfoundry.training.checkpoint import checkpoint_uri, latest_step, read_card
 from brainfoundry.training.config import PretrainConfig
+from brainfoundry.training.leak_gate import gate_run
 from brainfoundry.training.objectives import build_objective, options_of
+from brainfoundry.training.receipt_log import write_plan
 from brainfoundry.training.runs import RunPlace
 from brainfoundry.training.task import PretrainTask
 from brainfoundry.training.tracking.tags import ray_tags, run_tags, version_tags
@@ -43,6 +46,8 @@ def resolve_task(config: PretrainConfig, shards: ShardSet, place: RunPlace) -> P
     Raises:
         ConfigError: a modality the shard set does not have, a crop the network cannot take, workers that do
             not divide the groups, too few subjects.
+        CheckpointError: the run's newest checkpoint was made with other options or other scans.
+        DataError: the run would see subjects of a test set.
     """
     config.check()
     modalities = config.data.modalities or tuple(shards.meta.modalities)
@@ -86,8 +91,20 @@ def resolve_task(config: PretrainConfig, shards: ShardSet, place: RunPlace) -> P
             fix=f"choose one of total, {', '.join(objective.loss_names)}",
         )
     tags = run_tags()
+    stage, parents = "pretrain-1", ()
+    leaks, notes = gate_run(
+        shards,
+        modalities,
+        run=place.name,
+        stage=stage,
+        guard=data.guard,
+        parents=parents,
+        allow=data.allow_leak,
+    )
+    if notes:
+        tags["leaks"] = "; ".join(n for n in notes if not n.startswith("none of"))[:4000] or "none"
     card = {
-        "stage": "pretrain-1",
+        "stage": stage,
         "size": config.model.size,
         "modalities": modalities,
         "merging": config.model.merging,
@@ -104,11 +121,19 @@ def resolve_task(config: PretrainConfig, shards: ShardSet, place: RunPlace) -> P
         "skull_stripped": shards.meta.skull_stripped,
         "manifest_hash": shards.meta.manifest_hash,
         "plan_hash": opened.hash,
+        "plan": asdict(plan),
+        "parents": parents,
+        "leaks": leaks,
         "steps": config.optim.steps,
         "run": place.name,
         "git_commit": tags.get("git_commit"),
         "versions": {k.removeprefix("version_"): v for k, v in version_tags().items()},
     }
+    if place.state == "unfinished" and place.step:
+        over = _continue_from(card, place, shards)
+        if over:
+            notes.append(over)
+            tags["withdrawal"] = over
     return PretrainTask(
         config=config,
         name=place.name,
@@ -120,16 +145,36 @@ def resolve_task(config: PretrainConfig, shards: ShardSet, place: RunPlace) -> P
         validation=validation if groups else None,
         validation_groups=groups,
         card=card,
+        history=tuple(shards.meta.history),
+        notes=tuple(notes),
         tracking_uri=resolve_uri(config.tracking.uri, str(paths.home())),
         tags={
             **tags,
             "manifest_hash": shards.meta.manifest_hash,
-            "stage": "pretrain-1",
+            "stage": stage,
             "size": config.model.size,
             "preset": config.preset,
             "modalities": ",".join(modalities),
         },
         params=_params(config),
+    )
+
+
+def _continue_from(card: dict[str, Any], place: RunPlace, shards: ShardSet) -> str:
+    """Hold the run against its newest checkpoint before anything starts; a line if withdrawals lie between.
+
+    Leaks that an earlier submission let pass stay on the card.
+    """
+    uri = checkpoint_uri(files.join(place.folder, "checkpoints"), place.step)
+    found = read_card(uri)
+    over = Card(**card, step=place.step).refuse_mismatch(found, uri, shards.meta.history)
+    now = {(record["test"], record["selection"]) for record in card["leaks"]}
+    card["leaks"] += tuple(r for r in found.leaks if (r["test"], r["selection"]) not in now)
+    if over is None:
+        return ""
+    return (
+        f"continues from step {place.step} without {over['subjects']} withdrawn subject(s), whom its weights "
+        f"may have seen: manifest {over['from'][:12]} is now {over['to'][:12]}, the order is planned anew"
     )
 
 
@@ -191,6 +236,7 @@ def pretrain(task: PretrainTask) -> dict[str, Any]:
     nodes = sum(node["Alive"] for node in ray.nodes())
     refuse_if_multinode(task.tracking_uri, nodes)
     files.check_writable(task.run_dir)
+    _keep_plans(task)
     task = replace(task, tags={**task.tags, **ray_tags()})
     trainer = TorchTrainer(
         pretrain_worker,  # type: ignore[arg-type]  # its value becomes Result.return_value
@@ -224,6 +270,21 @@ def pretrain(task: PretrainTask) -> dict[str, Any]:
         except Exception as error:
             raise _explain(error, task) from error
     return dict(result.return_value)  # type: ignore[attr-defined]
+
+
+def _keep_plans(task: PretrainTask) -> None:
+    """The receipt's plans, before the first step: they say later who was in which step."""
+    shards = ShardSet.open(task.shards)
+    about = {
+        "run": task.name,
+        "stage": task.card["stage"],
+        "cohort": shards.meta.cohort,
+        "manifest_hash": shards.meta.manifest_hash,
+        "modalities": list(task.modalities),
+    }
+    for spec, role in ((task.plan, "train"), (task.validation, "val")):
+        if spec is not None:
+            write_plan(task.run_dir, shards.index, spec, {**about, "role": role})
 
 
 def _explain(error: BaseException, task: PretrainTask) -> BrainFoundryError:

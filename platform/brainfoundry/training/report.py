@@ -53,6 +53,8 @@ def announce(task: PretrainTask, shards: ShardSet, place: RunPlace) -> None:
         )
     for label, text in rows.items():
         print(f"{label + ':':<12} {text}")
+    for note in task.notes:
+        print(f"{'note:':<12} {note}")
     sys.stdout.flush()
 
 
@@ -78,6 +80,11 @@ def summarise(task: PretrainTask, summary: dict[str, Any]) -> None:
     print("  " + ", ".join(f"{k} {v:.3g}" for k, v in speed.items()))
     if not summary["tracking_delivered"]:
         print(f"  metrics wait in {task.run_dir}/spool: jobs/sync_tracking.py {task.run_dir} delivers them")
+    for record in task.card.get("leaks", ()):
+        print(
+            f"  LEAK: {record['leaked']} of {record['tested']} test subjects ({record['selection']} of "
+            f"{record['test']}) were seen in training, as --data.allow-leak let pass; it is on the card"
+        )
     for label, text in (
         ("checkpoint", summary["checkpoint"]),
         ("best", summary["best_checkpoint"]),

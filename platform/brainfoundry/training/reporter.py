@@ -90,6 +90,8 @@ class Reporter:
         result["figure"] = figure
         result["first_losses"] = {k: v for k, v in first.items() if k.startswith("train/")}
         result["last"] = self.last
+        result["leaks"] = list(self.task.card.get("leaks", ()))
+        result["notes"] = list(self.task.notes)
         result["tracking"] = self.tracker.where()
         delivered = self.tracker.close("FINISHED", timeout_s=120.0)
         result["run_id"] = self.tracker.run_id

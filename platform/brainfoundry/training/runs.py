@@ -10,11 +10,13 @@ from typing import Literal
 from brainfoundry.core import files
 from brainfoundry.core.config import to_dict
 from brainfoundry.core.errors import ConfigError
+from brainfoundry.store.meta import ShardSetMeta
 from brainfoundry.training.checkpoint import latest_step
 from brainfoundry.training.config import PretrainConfig
 
 # What does not change the numbers may differ between the attempts of one run.
 _NOT_IDENTITY = ("name", "storage", "resume", "dry_run", "cluster", "keep", "tracking")
+_NOT_IDENTITY_OF_DATA = ("guard", "allow_leak")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +30,34 @@ class RunPlace:
     """Steps done, by its newest checkpoint."""
 
 
+def identity_hash(meta: ShardSetMeta) -> str:
+    """The manifest hash that names runs on a shard set: the one it had before its latest withdrawals.
+
+    A job that is submitted again after a participant withdrew finds its run; a new split makes a new one.
+    """
+    found = meta.manifest_hash
+    for entry in reversed(meta.history):
+        if entry["what"] != "withdrawal":
+            break
+        found = str(entry["manifest_hash"])
+    return found
+
+
 def default_name(config: PretrainConfig, manifest_hash: str) -> str:
     """A name that the same configuration on the same scans always gets, so that a resubmitted job
     continues."""
     identity = {k: v for k, v in to_dict(config).items() if k not in _NOT_IDENTITY}
+    identity["data"] = {k: v for k, v in identity["data"].items() if k not in _NOT_IDENTITY_OF_DATA}
     digest = hashlib.sha256(json.dumps([identity, manifest_hash], sort_keys=True).encode()).hexdigest()
     return f"pretrain-ukb-{config.preset or 'custom'}-{config.model.size}-{digest[:8]}"
 
 
 def find_place(config: PretrainConfig, storage: str, manifest_hash: str) -> RunPlace:
     """The run this configuration means.
+
+    Args:
+        storage: folder of all runs.
+        manifest_hash: `identity_hash` of the shard set.
 
     Raises:
         ConfigError: `resume="must"` and there is nothing to continue.

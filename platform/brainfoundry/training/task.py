@@ -30,6 +30,10 @@ class PretrainTask:
     validation_groups: int
     card: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the card that hold for the whole run."""
+    history: tuple[Mapping[str, Any], ...] = ()
+    """Earlier manifests of the shard set: a run may continue over withdrawals."""
+    notes: tuple[str, ...] = ()
+    """Lines for the report: what the leak gate found, and a withdrawal that the run continues over."""
     tracking_uri: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,8 +28,10 @@ from brainfoundry.training.engine import Engine
 from brainfoundry.training.feed import feed
 from brainfoundry.training.meter import Meter
 from brainfoundry.training.objectives import build_objective
+from brainfoundry.training.receipt_log import ReceiptWriter, attempt_name, attempts
 from brainfoundry.training.reporter import Reporter
 from brainfoundry.training.resources import memory_gb, peak_flops, set_threads
+from brainfoundry.training.seen import encode_seen, load_seen, own_scans, seen_table
 from brainfoundry.training.task import PretrainTask
 from brainfoundry.training.validate import Validator
 
@@ -47,11 +50,17 @@ def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
     start = checkpoint.latest_step(task.checkpoints)
     if start:
         found = checkpoint.load(checkpoint.checkpoint_uri(task.checkpoints, start))
-        make_card(task, start, {}).refuse_mismatch(found.card, found.uri)
+        make_card(task, start, {}).refuse_mismatch(found.card, found.uri, task.history)
         engine.load(found.model, found.state, found.uri)
 
     shards = ShardSet.open(task.shards)
-    plan = Plan.open(task.shards, task.plan)
+    plan = Plan.from_index(shards.index, task.plan)
+    if plan.hash != task.card["plan_hash"]:
+        raise DataError(
+            "the shard set has changed since this job was submitted",
+            file=task.shards,
+            fix="submit the job again: it goes on from its newest checkpoint if only participants withdrew",
+        )
     stream = iter_steps(
         ray.train.get_dataset_shard("train"),
         rows_per_step=plan.crops_per_step // world,
@@ -63,20 +72,33 @@ def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
     batches = feed(stream, device)
     validator = None
     if task.validation is not None:
-        held_out = Plan.open(task.shards, task.validation)
+        held_out = Plan.from_index(shards.index, task.validation)
         validator = Validator(
             shards, held_out, task.channels, groups=task.validation_groups, rank=rank, world=world
         )
     meter = Meter(
         crops_per_step=plan.crops_per_step, workers=world, gpus=world if device.type == "cuda" else 0
     )
+    writer = _checkpoint_writer(task, shards, start) if rank == 0 else None
+    receipt = ReceiptWriter(
+        task.run_dir,
+        attempt=_attempt(task, device, rank),
+        rank=rank,
+        world=world,
+        first_step=start,
+        stop_step=task.config.optim.steps,
+        plan=plan.hash,
+        flush_every=task.config.keep.log_every,
+    )
     reporter = Reporter(task, world=world, first_step=start) if rank == 0 else None
     try:
-        result = _run(task, engine, batches, validator, meter, reporter, start)
+        result = _run(task, engine, batches, validator, meter, receipt, reporter, writer, start)
     except BaseException:
+        receipt.close("failed")
         if reporter:
             reporter.interrupted()
         raise
+    receipt.close("finished")
     if reporter:
         reporter.finished(result)
     return result
@@ -100,6 +122,29 @@ def build_engine(task: PretrainTask, device: torch.device, *, distributed: bool)
     return Engine(network, objective, task.config.optim, task.config.data.intensity, device)
 
 
+def _attempt(task: PretrainTask, device: torch.device, rank: int) -> str:
+    """Name of this start of the worker group, the same on all workers, and later than all before it."""
+    started = torch.zeros(1, dtype=torch.int64, device=device)
+    if rank == 0:
+        before = [int(n.split("-")[1]) for n in attempts(task.run_dir)]
+        started += max(int(time.time() * 1000), max(before, default=0) + 1)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(started, 0)
+    return attempt_name(int(started.item()))
+
+
+def _checkpoint_writer(task: PretrainTask, shards: ShardSet, start: int) -> checkpoint.CheckpointWriter:
+    """The writer, with the table of everybody the run and its ancestors see, made once."""
+    own = own_scans(shards, task.modalities, run=task.name, stage=str(task.card["stage"]))
+    parents = tuple(task.card.get("parents", ()))
+    earlier = load_seen(checkpoint.checkpoint_uri(task.checkpoints, start)) if start else None
+    table = seen_table(own, parents, earlier=earlier, run=task.name)
+    keep = task.config.keep
+    return checkpoint.CheckpointWriter(
+        task.checkpoints, keep_last=keep.keep_last, best_by=keep.best_by, seen=encode_seen(table, parents)
+    )
+
+
 def make_card(task: PretrainTask, step: int, metrics: dict[str, float]) -> Card:
     """Card of the run at a step."""
     return Card(**task.card, step=step, metrics=metrics)
@@ -111,15 +156,12 @@ def _run(
     batches: Iterator[CropBatch],
     validator: Validator | None,
     meter: Meter,
+    receipt: ReceiptWriter,
     reporter: Reporter | None,
+    writer: checkpoint.CheckpointWriter | None,
     start: int,
 ) -> dict[str, Any]:
     keep, steps = task.config.keep, task.config.optim.steps
-    writer = (
-        checkpoint.CheckpointWriter(task.checkpoints, keep_last=keep.keep_last, best_by=keep.best_by)
-        if reporter
-        else None
-    )
     pending: list[torch.Tensor] = []
     metrics: dict[str, float] = {}
     for step in range(start, steps):
@@ -129,6 +171,7 @@ def _run(
             pending.append(_first_step(engine, step, batch, meter))
         else:
             pending.append(engine.step(step, batch))
+        receipt.consumed(batch)
         meter.step()
         done = step + 1
         final = done == steps
@@ -136,6 +179,7 @@ def _run(
         save = final or _due(done, keep.checkpoint_every)
         if final or validate or save or _due(done, keep.log_every):
             records = _mean_over_workers(torch.stack(pending))
+            receipt.flush(force=save)  # before the checkpoint: what is in the weights is in the receipt
             speed = {**meter.read(), **memory_gb(engine.device)}
             if reporter:
                 reporter.steps(done - len(pending), engine.record_names, records, speed)
@@ -146,6 +190,7 @@ def _run(
             assert validator is not None
             metrics = validator.losses(engine)
             if reporter:
+                receipt.validated(done, validator.plan.hash, task.validation_groups)
                 reporter.validation(done, metrics, validator.pictures(engine, keep.pictures))
         if save and writer:
             assert reporter is not None

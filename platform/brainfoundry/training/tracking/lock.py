@@ -21,6 +21,7 @@ import psutil
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
+from brainfoundry.core.remote import StorageError
 from brainfoundry.training.tracking.spool import spool_of
 
 
@@ -107,6 +108,8 @@ class DeliveryLock:
     def _read(self) -> dict[str, Any] | None:
         try:
             content = files.read_bytes(self._uri)
+        except StorageError:  # an outage: not the same as nothing there
+            raise
         except DataError:
             return None
         try:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
+from brainfoundry.core.remote import StorageError
 from brainfoundry.training.tracking.spool import spool_of
 
 log = logging.getLogger("brainfoundry.tracking")
@@ -86,6 +87,8 @@ class Marker:
     def _read(self) -> dict[str, Any]:
         try:
             content = files.read_json(self._uri)
+        except StorageError:  # an outage: not the same as nothing there
+            raise
         except DataError:
             return {}
         return (
