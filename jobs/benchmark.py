@@ -1,20 +1,23 @@
 #!/usr/bin/env python
 """Measure ours against the peer, interleaved, and print ratios.
 
-    python jobs/benchmark.py data --json data.json     # a crop: MONAI, memory map, ours, ours over Ray
+    python jobs/benchmark.py data --json data.json     # a crop: MONAI, other libraries, ours, ours over Ray
+    python jobs/benchmark.py convert --json convert.json  # conversion, and opening 41,400 subjects
+    python jobs/benchmark.py convert --quick           # the same, smaller and quicker
     python jobs/benchmark.py step --json step.json     # a training step: plain MONAI loop, ours
     python jobs/benchmark.py step --crop 64 --repeats 3  # the same, smaller and quicker
 
-Figures are medians over interleaved repeats; times are process CPU time, because machines are shared.
+Figures are medians over interleaved repeats; times are process CPU time, because machines are shared (except
+those of several cores and of opening, which are wall-clock).
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brainfoundry.benchmarks import data, step
+from brainfoundry.benchmarks import convert, data, step
 from brainfoundry.core import paths
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.job import run_job
@@ -27,7 +30,7 @@ class DataBenchmark:
     json: Path | None = None
     """File for the figures, one flat JSON object."""
     folder: Path = paths.home() / "bench"
-    """Where the generated subjects, their shards and float32 copies are kept between calls (about 0.9 GB)."""
+    """Where the generated subjects and what each side stores of them are kept between calls (about 3 GB)."""
     scans: Path = SCANS
     """Folder with ms-patient19_{T1w,FLAIR}.nii.gz, added as a ninth subject where it is there."""
     repeats: int = 5
@@ -36,6 +39,26 @@ class DataBenchmark:
     """N of crop_ray_cpu_ms = (CPU(2N) - CPU(N)) / N over the whole process tree."""
     ray: bool = True
     """Also measure our store through Ray Data and a Train worker, and the pipeline's row rate (minutes)."""
+    quick: bool = False
+    """Two generated subjects and one repeat, to see that it works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertBenchmark:
+    json: Path | None = None
+    """File for the figures, one flat JSON object."""
+    folder: Path = paths.home() / "bench"
+    """Where the generated subjects are kept between calls, shared with `data`."""
+    scans: Path = SCANS
+    """Folder with ms-patient19_{T1w,FLAIR}.nii.gz, added as a ninth subject where it is there."""
+    repeats: int = 5
+    """Interleaved repeats of each side."""
+    subjects: int = 40
+    """Subjects of convert_2_cores_vs_1: hard links of the few there are."""
+    total: int = convert.SUBJECTS_41400
+    """Subjects of the simulated shard set of open_41400_s."""
+    quick: bool = False
+    """Two generated subjects, four converted over Ray, 1,000 opened, one repeat, to see that it works."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +76,10 @@ class StepBenchmark:
 
 
 def run_data(config: DataBenchmark) -> None:
-    figures = data.run(config.folder, config.scans, repeats=config.repeats)
+    if config.quick:
+        config = replace(config, repeats=1, folder=config.folder / "quick", ray=False)
+    few = 2 if config.quick else data.GENERATED
+    figures = data.run(config.folder, config.scans, repeats=config.repeats, generated=few)
     if config.ray:
         from brainfoundry.benchmarks import pipeline
 
@@ -66,6 +92,17 @@ def run_data(config: DataBenchmark) -> None:
     data.write(figures, config.json)
 
 
+def run_convert(config: ConvertBenchmark) -> None:
+    if config.quick:
+        folder = config.folder / "quick"
+        config = replace(config, repeats=1, subjects=4, total=1_000, folder=folder)
+    figures = convert.run(
+        config.folder, config.scans, repeats=config.repeats, subjects=config.subjects, total=config.total,
+        generated=2 if config.quick else data.GENERATED,
+    )  # fmt: skip
+    data.write(figures, config.json)
+
+
 def run_step(config: StepBenchmark) -> None:
     crop = (config.crop,) * 3
     figures = step.run(
@@ -74,7 +111,11 @@ def run_step(config: StepBenchmark) -> None:
     data.write(figures, config.json)
 
 
-KINDS = {"data": (DataBenchmark, run_data), "step": (StepBenchmark, run_step)}
+KINDS = {
+    "data": (DataBenchmark, run_data),
+    "convert": (ConvertBenchmark, run_convert),
+    "step": (StepBenchmark, run_step),
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The `data` benchmark: what a 96^3 crop of T1w and FLAIR costs, ours against MONAI's chain and a memory map.
+"""The `data` benchmark: what a 96^3 crop of T1w and FLAIR costs, ours against other ways.
 
 Every side delivers the same crops (same subjects, same seeded corners) as float32 with the `ct_window` rule
 applied, one thread, files in the page cache, process CPU milliseconds. The chain is the released code's:
@@ -7,64 +7,51 @@ load both gzipped NIfTI, orient to RAS, window, pad, crop the foreground, cut n 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import importlib.util
 import json
+import os
 import shutil
 import statistics
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-import pyarrow.compute as pc
 import torch
-from monai import transforms as mt
 
+from brainfoundry.benchmarks.crop_peers import PEERS
+from brainfoundry.benchmarks.crop_sides import MODALITIES, Cohort, Crop, Direct, Frame, Memmap, Monai, Side
 from brainfoundry.cohorts.demo import DemoSpec, make_demo_cohort, zip_bytes
 from brainfoundry.cohorts.ukb import UKBRules, read_ukb
 from brainfoundry.cohorts.ukb_files import FIELDS
 from brainfoundry.core.errors import DataError
-from brainfoundry.pretext.intensity import WINDOW, normalise
 from brainfoundry.store.convert import convert, inline
-from brainfoundry.store.meta import shard_uri
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.store.shard_task import ConvertSpec
-from brainfoundry.stream.batch import BatchReader
-from brainfoundry.stream.plan import Plan, PlanSpec
 
 CROP = (96, 96, 96)
-MODALITIES = ("T1w", "FLAIR")
 GENERATED = 8
 _REAL = "9908001"  # made-up eid under which real scans are put beside the generated ones
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cohort:
-    """The benchmark's files: UKB zips, the same scans as .nii.gz, and the shard set."""
-
-    shards: ShardSet
-    niigz: dict[tuple[str, str], Path]
-    """(subject, modality) -> .nii.gz, gzip level 6."""
-    memmaps: dict[str, np.ndarray]
-    """subject -> float32 memory map (2, 192, 288, 192): the chain's output before the crop, stored."""
-
-
-def prepare(folder: Path, scans: Path | None) -> Cohort:
-    """Make the files, or reuse those of an earlier call.
+def prepare(folder: Path, scans: Path | None, *, generated: int = GENERATED) -> Path:
+    """Make the UKB zips, or reuse those of an earlier call; their folder.
 
     Args:
         scans: folder with `ms-patient19_T1w.nii.gz` and `ms-patient19_FLAIR.nii.gz`, added rounded to int16
             where it is there.
+        generated: subjects to make.
     """
     cohort, ukb = folder / "cohort", folder / "ukb"
     make_demo_cohort(
         str(cohort),
         DemoSpec(
-            n_healthy=GENERATED,
+            n_healthy=generated,
             n_repeat=0,
             n_no_flair=0,
             n_truncated_grid=0,
@@ -80,8 +67,13 @@ def prepare(folder: Path, scans: Path | None) -> Cohort:
     if scans is not None and scans.is_dir():
         for modality in MODALITIES:
             _add_real(scans / f"ms-patient19_{modality}.nii.gz", ukb, modality)
-    intake = read_ukb(str(ukb), str(folder / "intake.parquet"), UKBRules())
-    convert(intake, str(folder / "shards"), ConvertSpec(), executor=inline)
+    return ukb
+
+
+def collect(folder: Path, *, crop: Crop = CROP) -> Cohort:
+    """The zips in `folder/ukb` as a shard set and as .nii.gz."""
+    intake = read_ukb(str(folder / "ukb"), str(folder / "intake.parquet"), UKBRules(min_slices=1))
+    convert(intake, str(folder / "shards"), ConvertSpec(min_slices=1), executor=inline)
     niigz = {}
     for row in intake.rows(included_only=True):
         for scan in row.scans:
@@ -92,7 +84,7 @@ def prepare(folder: Path, scans: Path | None) -> Cohort:
                     path.write_bytes(gzip.compress(gzip.decompress(archive.read(scan.member)), 6))
             niigz[row.subject, scan.modality] = path
     shards = ShardSet.open(str(folder / "shards"))
-    return Cohort(shards=shards, niigz=niigz, memmaps=_memmaps(folder / "float32", niigz))
+    return Cohort(folder=folder / "sides", shards=shards, niigz=niigz, crop=crop)
 
 
 def _add_real(source: Path, ukb: Path, modality: str) -> None:
@@ -104,132 +96,103 @@ def _add_real(source: Path, ukb: Path, modality: str) -> None:
     target.write_bytes(zip_bytes({FIELDS[modality].member: gzip.compress(rounded.to_bytes(), 6, mtime=0)}))
 
 
-def chain() -> Callable[[dict[str, str]], Any]:
-    """The released pretraining transforms up to the crop, in today's MONAI."""
-    low, high = WINDOW
-    return mt.Compose(
-        [
-            mt.LoadImaged(keys=MODALITIES),
-            mt.EnsureChannelFirstd(keys=MODALITIES),
-            mt.ConcatItemsd(keys=MODALITIES, name="image"),
-            mt.Orientationd(keys="image", axcodes="RAS", labels=None),
-            mt.ScaleIntensityRanged(keys="image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
-            mt.SpatialPadd(keys="image", spatial_size=CROP),
-            mt.CropForegroundd(keys="image", source_key="image", k_divisible=list(CROP), allow_smaller=True),
-        ]
+def make_sides(cohort: Cohort, frame: Frame, peers: Sequence[type[Side]] = PEERS) -> list[Side]:
+    """The chain, the memory map, ours, and every peer whose packages are here."""
+    kinds: list[type[Side]] = [Monai, Memmap, Direct]
+    for kind in peers:
+        missing = [name for name in kind.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            print(f"{kind.name} is left out: package {', '.join(missing)} is not installed")
+        else:
+            kinds.append(kind)
+    return [kind(cohort, frame) for kind in kinds]
+
+
+def run(folder: Path, scans: Path | None, *, repeats: int = 5, generated: int = GENERATED) -> dict[str, Any]:
+    """Figures of the sides that need no Ray: medians over interleaved repeats of visits to each subject."""
+    prepare(folder, scans, generated=generated)
+    return measure(collect(folder), repeats=repeats)
+
+
+def measure(cohort: Cohort, *, repeats: int = 5, peers: Sequence[type[Side]] = PEERS) -> dict[str, Any]:
+    """Time and bytes of every side, after proof that all deliver the same crops.
+
+    Raises:
+        DataError: they do not.
+    """
+    with _one_thread():
+        frame = Frame(cohort)
+        sides = make_sides(cohort, frame, peers)
+        worst = _largest_difference(sides, frame)
+        times: dict[str, list[float]] = {side.name: [] for side in sides}
+        n_subjects = frame.plan.n_subjects
+        for repeat in range(repeats):
+            for side in sides:
+                # The fast sides need more crops for a clock's tick to vanish.
+                visits = list(frame.visits((1 + repeat) * n_subjects, n_subjects * (1 if side.slow else 4)))
+                start = time.process_time()
+                for rows in visits:
+                    side.crops(rows)
+                times[side.name].append((time.process_time() - start) / (2 * len(visits)) * 1000)
+    bytes_of = {side.name: side.bytes for side in sides}
+    return {"subjects": float(n_subjects), "crops_max_abs_difference": worst} | summary(
+        times, bytes_of, n_subjects
     )
 
 
-def _memmaps(folder: Path, niigz: dict[tuple[str, str], Path]) -> dict[str, np.ndarray]:
-    folder.mkdir(exist_ok=True)
-    found = {}
-    for subject in sorted({s for s, _ in niigz}):
-        path = folder / f"{subject}.npy"
-        if not path.exists():
-            image = chain()({m: str(niigz[subject, m]) for m in MODALITIES})["image"]
-            np.save(path, np.ascontiguousarray(image.numpy(), np.float32))
-        found[subject] = np.load(path, mmap_mode="r")
-    return found
-
-
-class Sides:
-    """The ways to get crops, each a function from plan rows of one subject to float32 (n, 2, 96, 96, 96)."""
-
-    def __init__(self, cohort: Cohort) -> None:
-        self.cohort = cohort
-        self.chain = chain()
-        self.read = BatchReader(cohort.shards, (0, 1))
-        self.plan = Plan.from_index(
-            cohort.shards.index,
-            PlanSpec(
-                seed=7,
-                crop=CROP,
-                crops_per_subject=2,
-                subjects_per_group=1,
-                groups_per_step=1,
-                frame="reference",
-            ),
-        )
-        shape = np.array(cohort.shards.index["shape"].to_pylist()[0])
-        wanted = -(-shape // np.array(CROP)) * np.array(CROP)
-        self.origin = -((wanted - shape) // 2)  # the frame's first voxel, in voxels of the volume
-
-    def visits(self, first: int, count: int) -> Iterator[Any]:
-        """Plan rows of `count` visits (2 crops of a subject each)."""
-        for step in range(first, first + count):
-            yield self.plan.rows(step, step + 1)
-
-    def _corners(self, rows: Any) -> tuple[str, list[tuple[slice, ...]]]:
-        subject = rows["subject"][0].as_py()
-        corners = [np.array(c) - self.origin for c in rows["corner"].to_pylist()]
-        return subject, [tuple(slice(a, a + n) for a, n in zip(c, CROP, strict=True)) for c in corners]
-
-    def monai(self, rows: Any) -> torch.Tensor:
-        """The chain, then the crops."""
-        subject, places = self._corners(rows)
-        image = self.chain({m: str(self.cohort.niigz[subject, m]) for m in MODALITIES})["image"]
-        return torch.stack([image[(slice(None), *place)].as_tensor().contiguous() for place in places])
-
-    def memmap(self, rows: Any) -> torch.Tensor:
-        """Crops of the stored float32 frame."""
-        subject, places = self._corners(rows)
-        stored = self.cohort.memmaps[subject]
-        return torch.from_numpy(np.stack([stored[(slice(None), *place)] for place in places]))
-
-    def direct(self, rows: Any) -> torch.Tensor:
-        """Our store, then our intensity rule."""
-        return normalise(self.read(rows), "ct_window")[0]
-
-
-def run(folder: Path, scans: Path | None, *, repeats: int = 5) -> dict[str, float]:
-    """Figures of the sides that need no Ray: medians over interleaved repeats of one visit to each
-    subject."""
-    torch.set_num_threads(1)
-    cohort = prepare(folder, scans)
-    sides = Sides(cohort)
-    n_subjects = sides.plan.n_subjects
+def _largest_difference(sides: Sequence[Side], frame: Frame) -> float:
+    """Of any side's crops from the chain's, one visit to each subject; warms the caches on the way."""
     worst = 0.0
-    for rows in sides.visits(0, n_subjects):  # warm caches, and proof that all sides deliver the same crops
-        want = sides.monai(rows)
-        for side in (sides.memmap, sides.direct):
-            worst = max(worst, float((side(rows) - want).abs().max()))
-    if worst > 1e-5:
-        raise DataError(
-            f"the sides deliver different crops: largest difference {worst}", fix="do not trust the timing"
-        )
-    names = ("monai", "memmap", "direct")
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
-        first = (1 + repeat) * n_subjects
-        for name in names:
-            side = getattr(sides, name)
-            passes = (
-                1 if name == "monai" else 4
-            )  # the fast sides need more crops for a clock's tick to vanish
-            visits = list(sides.visits(first, n_subjects * passes))
-            start = time.process_time()
-            for rows in visits:
-                side(rows)
-            times[name].append((time.process_time() - start) / (2 * len(visits)) * 1000)
-    ratios = [m / d for m, d in zip(times["monai"], times["direct"], strict=True)]
-    files_bytes = sum(path.stat().st_size for path in cohort.niigz.values())
-    shard_bytes = sum(
-        Path(shard_uri(cohort.shards.uri, s)).stat().st_size
-        for s in pc.unique(cohort.shards.index["shard"]).to_pylist()
-    )
-    return {
-        "subjects": float(n_subjects),
-        "crops_max_abs_difference": worst,
-        **{f"crop_{name}_cpu_ms": statistics.median(values) for name, values in times.items()},
-        "crop_direct_vs_monai": statistics.median(ratios),
-        "crop_direct_vs_monai_min": min(ratios),
-        "crop_direct_vs_monai_max": max(ratios),
-        "crop_direct_vs_memmap": statistics.median(
-            [m / d for m, d in zip(times["memmap"], times["direct"], strict=True)]
-        ),
-        "bytes_vs_niigz": shard_bytes / files_bytes,
-        "subject_mb": shard_bytes / n_subjects / 1e6,
-    }
+    first, *others = sides
+    for rows in frame.visits(0, frame.plan.n_subjects):
+        want = first.crops(rows)
+        for side in others:
+            difference = float((side.crops(rows) - want).abs().max())
+            worst = max(worst, difference)
+            if not difference <= 1e-5:
+                raise DataError(
+                    f"{side.name} delivers other crops: largest difference {difference}",
+                    subject=rows["subject"][0].as_py(),
+                    fix="do not trust the timing",
+                )
+    return worst
+
+
+def summary(times: dict[str, list[float]], bytes_of: dict[str, int], n_subjects: int) -> dict[str, Any]:
+    """The figures under their fixed names; ratios are medians of the repeats' ratios."""
+    figures: dict[str, Any] = {f"crop_{n}_cpu_ms": statistics.median(v) for n, v in times.items()}
+    figures |= {f"subject_{name}_mb": size / n_subjects / 1e6 for name, size in bytes_of.items()}
+    for name, values in times.items():
+        if name != "direct":
+            ratios = [t / d for t, d in zip(values, times["direct"], strict=True)]
+            figures[f"crop_direct_vs_{name}"] = statistics.median(ratios)
+            if name == "monai":
+                figures |= {"crop_direct_vs_monai_min": min(ratios), "crop_direct_vs_monai_max": max(ratios)}
+    figures["bytes_vs_niigz"] = bytes_of["direct"] / bytes_of["monai"]
+    figures["subject_mb"] = bytes_of["direct"] / n_subjects / 1e6
+    better = [
+        name
+        for name in times
+        if figures[f"crop_{name}_cpu_ms"] < figures["crop_direct_cpu_ms"]
+        and bytes_of[name] < bytes_of["direct"]
+    ]
+    return figures | {"better_in_both": ", ".join(better) or "nobody", "n_better_in_both": float(len(better))}
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch and for what reads BLOSC_NTHREADS; put back afterwards."""
+    before, blosc = torch.get_num_threads(), os.environ.get("BLOSC_NTHREADS")
+    torch.set_num_threads(1)
+    os.environ["BLOSC_NTHREADS"] = "1"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if blosc is None:
+            del os.environ["BLOSC_NTHREADS"]
+        else:
+            os.environ["BLOSC_NTHREADS"] = blosc
 
 
 def write(figures: dict[str, Any], path: Path | None) -> None:

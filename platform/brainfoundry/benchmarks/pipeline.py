@@ -272,7 +272,8 @@ class _NoVoxels:
 
 
 def _write_index(folder: Path, subjects: int) -> None:
-    scan = {"slope": 1.0, "inter": 0.0, "zero_code": 0.0, "mean": 0.0, "sd": 1.0, "code_dtype": "int16"}
+    scan: dict[str, object] = {"slope": 1.0, "inter": 0.0, "zero_code": 0.0, "mean": 0.0, "sd": 1.0}
+    scan |= {"code_dtype": "int16", "present": True}
     index = pa.table(
         {
             "subject": [f"{i:04d}" for i in range(subjects)],
