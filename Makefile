@@ -45,6 +45,7 @@ lint: install ## style and types
 bench: install ## the benchmarks, figures in runs/bench/*.json
 	@mkdir -p runs/bench
 	$(BIN)/python jobs/benchmark.py data --json runs/bench/data.json
+	$(BIN)/python jobs/benchmark.py convert --json runs/bench/convert.json
 	$(BIN)/python jobs/benchmark.py step --json runs/bench/step.json
 
 cluster: install ## a local Ray cluster with dashboard and MLflow, on loopback
