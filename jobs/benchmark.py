@@ -22,8 +22,6 @@ from brainfoundry.core import paths
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.job import run_job
 
-SCANS = Path(__file__).resolve().parents[2] / "shared" / "scans" / "lesion" / "ms-patient19"
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataBenchmark:
@@ -31,8 +29,8 @@ class DataBenchmark:
     """File for the figures, one flat JSON object."""
     folder: Path = paths.home() / "bench"
     """Where the generated subjects and what each side stores of them are kept between calls (about 3 GB)."""
-    scans: Path = SCANS
-    """Folder with ms-patient19_{T1w,FLAIR}.nii.gz, added as a ninth subject where it is there."""
+    scans: Path | None = None
+    """Folder with real scans, ms-patient19_{T1w,FLAIR}.nii.gz, to be added as a ninth subject; None: none."""
     repeats: int = 5
     """Interleaved repeats of each side."""
     crops: int = 1024
@@ -49,8 +47,8 @@ class ConvertBenchmark:
     """File for the figures, one flat JSON object."""
     folder: Path = paths.home() / "bench"
     """Where the generated subjects are kept between calls, shared with `data`."""
-    scans: Path = SCANS
-    """Folder with ms-patient19_{T1w,FLAIR}.nii.gz, added as a ninth subject where it is there."""
+    scans: Path | None = None
+    """Folder with real scans, ms-patient19_{T1w,FLAIR}.nii.gz, to be added as a ninth subject; None: none."""
     repeats: int = 5
     """Interleaved repeats of each side."""
     subjects: int = 40

@@ -38,7 +38,7 @@ class PrepareConfig(PrepareOptions):
     mask_pattern: tuple[str, ...] = MASK_PATTERNS
     """Names of lesion masks (files that end in mask, dseg or roi): * is anything, letter case is nothing."""
     scheme: str = "binary"
-    """Label scheme of the masks: binary (1), brats2021 (1, 2, 4) or brats2023 (1, 2, 3)."""
+    """Label scheme of the masks: binary (1), brats2021 (1, 2, 4), brats2023 (1, 2, 3), brats2024 (1 to 4)."""
     run: int | None = None
     """Which run, where a session has several of a modality; None: such a session is left out (duplicate)."""
     entities: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ class PrepareConfig(PrepareOptions):
     labels: Literal["required", "optional", "ignore"] = "required"
     """Segmentations: cases without are left out (required) or kept (optional); ignore stores none."""
     scheme: str = ""
-    """Label scheme, brats2021 (1, 2, 4) or brats2023 (1, 2, 3); empty: the one that goes with the names."""
+    """Label scheme: brats2021 (1, 2, 4), brats2023 (1, 2, 3), brats2024 (1 to 4); empty: as the names say."""
 
 
 def main(config: PrepareConfig) -> None:

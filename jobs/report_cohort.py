@@ -83,7 +83,8 @@ def find_participants(config: ReportConfig, manifest: Manifest) -> tuple[Partici
     """The participants table that was named, or lies beside the scans of a manifest without demographics."""
     where = config.participants
     known = any(manifest.table[name].null_count < manifest.table.num_rows for name in ("age", "sex"))
-    if not where and not known and "://" not in manifest.meta.source:
+    # A BIDS reader has read its own table already, and told what it did not understand.
+    if not where and not known and manifest.meta.cohort != "bids" and "://" not in manifest.meta.source:
         beside = files.join(manifest.meta.source, "participants.tsv")
         where = beside if files.exists(beside) else ""
     if not where:

@@ -195,6 +195,8 @@ def choose(
     else:
         parts = {person.subject: person.part for person in people_of(manifest).values()}
         record, notes = dict(manifest.meta.splits), []
+        if config.few_shot and not record:  # the conversion's own split, held by its digest from now on
+            record = record_of(parts, {"method": "conversion"})
         if config.val_fold is not None or config.test_fold is not None:
             raise ConfigError(
                 "a fold to hold out, and no folds", fix="add --folds, --published or --from-datalist"

@@ -22,7 +22,7 @@ from brainfoundry.core import files, paths, ray_session
 from brainfoundry.core.job import run_job
 from brainfoundry.quality.executors import on_ray
 from brainfoundry.quality.report import print_summary, write_report
-from brainfoundry.quality.sources import Cohort, inspection_of
+from brainfoundry.quality.sources import Choice, Cohort, inspection_of
 from brainfoundry.quality.verify import verify
 
 ERRORS_FOUND = 3
@@ -40,6 +40,16 @@ class VerifyConfig:
     """Layout of --source."""
     modalities: tuple[str, ...] = ()
     """What to read of --source, in order; empty: all that its cohort has (bids: T1w)."""
+    optional_modalities: tuple[str, ...] = ()
+    """Of those, what sessions of --source may lack, as for the prepare jobs."""
+    scheme: str = ""
+    """Label scheme of the masks of --source (see the prepare jobs); empty: the cohort's own."""
+    run: int | None = None
+    """bids: which run, where a session has several of a modality."""
+    entities: tuple[str, ...] = ()
+    """bids: further entities to choose by, such as acq-mprage."""
+    mask_pattern: tuple[str, ...] = ()
+    """bids: names of lesion masks; empty: those prepare_bids.py takes."""
     out: str = str(paths.home() / "verify")
     """Folder (or URI) for findings.csv, findings.parquet and verify.html; an earlier report is replaced."""
     min_slices: int | None = None
@@ -57,6 +67,10 @@ def main(config: VerifyConfig) -> int:
     what = inspection_of(
         manifest=config.manifest, shards=config.shards, source=config.source, cohort=config.cohort,
         modalities=config.modalities, min_slices=config.min_slices,
+        choice=Choice(
+            optional=config.optional_modalities, scheme=config.scheme, run=config.run,
+            entities=config.entities, masks=config.mask_pattern,
+        ),
     )  # fmt: skip
     print(f"{what.name}: {len(what.targets):,} sessions to read of {what.where}", flush=True)
     if config.dry_run:

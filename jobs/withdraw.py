@@ -68,11 +68,12 @@ def main(config: WithdrawConfig) -> int:
 
     # --- what saw them, in this and earlier states of the sets; elsewhere the same id is somebody else
     cohorts: set[str | None] = {w.cohort for w in done} if config.shards and not failed else {None}
+    asked = {spelling for i in ids for spelling in same_ids(i)} | known
     saw = [
         found
         for folder in config.runs
         for cohort in sorted(cohorts, key=str)
-        for found in runs_that_saw(folder, ids | known, cohort)
+        for found in runs_that_saw(folder, asked, cohort)
     ]
     if config.runs:
         show(saw)

@@ -18,7 +18,7 @@ from brainfoundry.cohorts.datalists import (
     write_datalist,
 )
 from brainfoundry.cohorts.manifest import Manifest, Row, read_manifest, write_manifest
-from brainfoundry.cohorts.nnunet import read_nnunet, write_nnunet
+from brainfoundry.cohorts.nnunet import case_of, parts_of_nnunet, read_nnunet, write_nnunet
 from brainfoundry.cohorts.splits import SplitSpec, placed, split_subjects
 from brainfoundry.cohorts.strata import people_of
 from brainfoundry.core.errors import DataError
@@ -337,3 +337,20 @@ def test_nnunet_cases_nobody_knows(tmp_path) -> None:
         read_parts(in_file(tmp_path, value), manifest_of(tmp_path, brats(2)))
     found = read_parts(in_file(tmp_path, value), manifest_of(tmp_path, brats(2)), ignore_unknown=True)
     assert found.parts["BraTS2021_00000"] == ("train", None) and found.unknown == ("who",)
+
+
+def test_nnunet_cases_are_called_as_their_files_are(tmp_path) -> None:
+    """BraTS 2023 and BIDS name visits in the file name, and nnU-Net takes its case names from there."""
+    rows = [
+        Row(subject=s, session=v, cohort="c", split="train", scans=(scan(),))
+        for s, v in (("BraTS-GLI-00000", "000"), ("sub-r001s001", "1"))
+    ]
+    made = in_manifest(tmp_path, rows)
+    names = ["BraTS-GLI-00000-000", "sub-r001s001_ses-1"]
+    folds = [{"train": names[:1], "val": names[1:]}, {"train": names[1:], "val": names[:1]}]
+    parts, unknown = parts_of_nnunet(folds, made, file="splits_final.json")
+    assert not unknown and {s: fold for s, (_, fold) in parts.items()} == {
+        "sub-r001s001": 0,
+        "BraTS-GLI-00000": 1,
+    }
+    assert [case_of(row) for row in made.rows()] == names

@@ -77,6 +77,12 @@ def test_values_of_a_scheme_and_others(scheme) -> None:
             clean_labels(np.array([0, 1, wrong]), scheme)
 
 
+def test_four_labels_are_a_scheme_of_their_own() -> None:
+    require_one_scheme([("a", (2, 4)), ("b", (1, 2, 3))], "brats2024")
+    with pytest.raises(DataError, match=r"mixed.*--scheme brats2024"):
+        require_one_scheme([("a", (2, 4)), ("b", (1, 2, 3))], "brats2023")
+
+
 def test_the_fix_names_the_scheme_that_fits() -> None:
     with pytest.raises(LabelValues, match="its values are those of brats2023"):
         check_values((1, 2, 3), "brats2021")

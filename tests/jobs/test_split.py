@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,12 @@ def test_help_explains_the_fields(split: Split, capsys) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     for words in ("a count, or a share", "nested few-shot", "brats21", "splits_final.json"):
         assert words in shown
+
+
+def test_few_shot_of_the_conversions_own_split(split: Split, tmp_path: Path, capsys) -> None:
+    uri, out = str(tmp_path / "own.parquet"), str(tmp_path / "few.parquet")
+    rows = [replace(row, split="val" if n % 5 == 0 else "train") for n, row in enumerate(many(20))]
+    by_subject = {row.subject: row.split for row in reversed(rows)}
+    write_manifest(uri, [replace(row, split=by_subject[row.subject]) for row in rows], meta())
+    assert split("--manifest", uri, "--out", out, "--few-shot", "50,100") == 0
+    assert split("--manifest", out, "--check") == 0, capsys.readouterr().out

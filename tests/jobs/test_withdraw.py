@@ -110,6 +110,16 @@ def test_wrong_calls_are_one_line(
     assert all(word in err for word in words)
 
 
+def test_runs_are_searched_under_every_spelling_of_an_id(
+    withdraw: Withdraw, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(place / "runs" / "run-atlas")
+    save_checkpoint(run, 6, seen_by("run-atlas", ["sub-r901s001"], "atlas"), "run-atlas")
+    (place / "ids.txt").write_text("r901s001\n")
+    assert withdraw("--ids", place / "ids.txt", "--runs", place / "runs") == 0
+    assert "run-atlas" in capsys.readouterr().out
+
+
 def test_a_run_that_saw_nobody(withdraw: Withdraw, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "ids.txt").write_text("9900009\n")
     assert withdraw("--ids", place / "ids.txt", "--runs", place / "runs") == 0

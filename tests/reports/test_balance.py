@@ -113,6 +113,13 @@ def test_hidden_counts_are_not_given_away_by_p_or_n() -> None:
     assert "from" in closed.p or "≥" in closed.p or "<" in closed.p
 
 
+def test_that_all_are_alike_is_not_said_of_hidden_counts() -> None:
+    persons = [Person(split="train", sex="F")] * 40 + [Person(split="test", sex="F")] * 20
+    persons += [Person(split="train")] * 3
+    closed = results(persons, sections=("sex",), show=False)["sex"]
+    assert "alike" not in closed.sentence and closed.test == "test of independence"
+
+
 def test_csv() -> None:
     found = list(results(crowd("train", 100, 1) + crowd("val", 60, 2)).values())
     lines = balance_csv(found).decode().splitlines()

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from brainfoundry.cohorts.participants import ETHNIC_GROUPS, read_participants
 from brainfoundry.reports import paper
@@ -24,7 +25,7 @@ from brainfoundry.reports.demographics import (
     people,
     tabulate,
 )
-from brainfoundry.reports.demographics_figure import draw
+from brainfoundry.reports.demographics_figure import _ages_by_sex, draw
 from tests.reports.builders import FIRST, manifest, person
 
 SECTIONS = ("age", "sex", "ethnicity", "brain tumour")
@@ -96,6 +97,30 @@ def test_a_lone_small_band_is_not_the_difference_of_the_others() -> None:
     assert ("age and sex", "<45", "female") in found.shown.hidden
 
 
+def test_a_band_that_is_hidden_is_drawn() -> None:
+    """Everybody answered: a missing "not answered" would give the hidden small band away."""
+    ages = [42] * 3 + [47] * 41 + [52] * 45 + [57] * 52 + [62] * 45 + [67] * 48
+    persons = tuple(Person(split="train", age=age, sex="FM"[i % 2]) for i, age in enumerate(ages))
+    found = tabulate(People(persons=persons, sections=("age", "sex")))
+    assert found.text("age", "<45", ALL) == "<5" and found.text("age", UNANSWERED, ALL) == "<5"
+    axes = Figure().add_subplot()
+    _ages_by_sex(axes, found)
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert any("answered" in label for label in labels)
+
+
+def test_a_table_may_leave_out_the_prefix_of_ids(tmp_path) -> None:
+    table = table_file(tmp_path, f"eid,p31\n{FIRST},1\n")
+    uri = table._uri
+    assert read_participants(uri, {f"sub-{FIRST}"}).of(f"sub-{FIRST}", 2).sex == "M"
+
+
+def test_the_manifest_keeps_the_sex_of_whom_the_table_lacks(tmp_path) -> None:
+    table = table_file(tmp_path, f"eid,p31,p21022\n{FIRST},1,47\n")
+    found = people(manifest(tmp_path, [person(0), person(1, age=61.0, sex="F")]), table)
+    assert Person(split="train", sex="F") in found.persons
+
+
 # --- where the figures come from
 
 
@@ -109,7 +134,7 @@ def test_fields_at_recruitment_come_first(tmp_path) -> None:
     assert set(found.persons) == {
         Person(split="train", age=47.0, sex="M", ethnicity="Black"),
         Person(split="val", tumour=True),
-        Person(split="train"),
+        Person(split="train"),  # whose age in the manifest, if any, would be another one
     }
     assert any("counted as unanswered" in note for note in found.notes)
 

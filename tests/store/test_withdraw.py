@@ -85,6 +85,18 @@ def test_only_the_touched_shards_are_written_again(shards: Path, made: tuple[Pat
             assert ours == old.nifti_bytes(was["shard"], was["row"], name)
 
 
+def test_a_set_opened_before_is_changed_not_damaged(shards: Path) -> None:
+    """Nobody may be told to restore from a copy what a withdrawal has just taken out."""
+    opened = ShardSet.open(str(shards))
+    gone = opened.index["subject"].to_pylist().index(SUBJECTS[2])
+    shard = opened.index["shard"][gone].as_py()
+    withdraw(str(shards), [SUBJECTS[2]])
+    for n, place in enumerate(opened.index.to_pylist()):
+        if place["shard"] == shard and n != gone:
+            with pytest.raises(DataError, match=r"changed .* since it was opened.*submit the job again"):
+                opened.read_crop(shard, place["row"], (0, 0, 0), (8, 8, 8))
+
+
 def test_hashes_and_history(shards: Path) -> None:
     old = ShardSet.open(str(shards)).meta
     new = withdraw(str(shards), [SUBJECTS[2]]).meta

@@ -49,9 +49,13 @@ def test_as_on_a_disk(
     cached = [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and gone.encode() in p.read_bytes()]
     assert cached
     times = modified(there, 4)
+    versions = [files.version(shard_uri(there, n)) for n in range(4)]
     withdraw(here, [gone])
     withdraw(there, [gone])
-    assert [a == b for a, b in zip(times, modified(there, 4), strict=True)] == [True, False, True, True]
+    now = [files.version(shard_uri(there, n)) for n in range(4)]
+    assert [a == b for a, b in zip(versions, now, strict=True)] == [True, False, True, True]
+    untouched = (0, 2, 3)
+    assert [modified(there, 4)[n] for n in untouched] == [times[n] for n in untouched]
     assert not [p for p in cached if p.exists()]
     one, other = ShardSet.open(here), ShardSet.open(there)
     assert one.meta == other.meta and other.verify() == []

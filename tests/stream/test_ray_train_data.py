@@ -15,8 +15,8 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from brainfoundry.core.errors import ConfigError
-from brainfoundry.stream.pipeline import FetchOptions
+from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.stream.pipeline import FetchOptions, Share, _Fetch
 from brainfoundry.stream.plan import Plan, PlanSpec
 from brainfoundry.stream.ray_train_data import PlanDataConfig, iter_steps
 from tests.stream.builders import CROP, WitnessReader
@@ -34,6 +34,14 @@ def config(uri: str, start: int = 0, stop: int = 40) -> PlanDataConfig:
 def test_a_run_past_its_end_is_refused(witness_set: str) -> None:
     with pytest.raises(ConfigError, match="newest checkpoint is at step 41, past the run's last step 40"):
         config(witness_set, start=41).configure({"train": None}, 1, None, None)
+
+
+def test_a_fetcher_that_finds_another_plan_refuses(witness_set: str) -> None:
+    share = Share(
+        shards=witness_set, spec=SPEC, channels=(0,), start_step=0, stop_step=1, plan_hash="another"
+    )
+    with pytest.raises(DataError, match="changed since this run started"):
+        _Fetch(share, 1, 1, WitnessReader)._open()
 
 
 def test_workers_that_cannot_share_a_step_are_refused(witness_set: str) -> None:

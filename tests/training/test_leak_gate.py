@@ -130,6 +130,16 @@ def test_a_run_is_held_against_the_test_sets_it_guards(sets: dict[str, ShardSet]
     assert gate_run(sets["ukb"], ("T1w",), run="r", stage="pretrain-1") == ((), [])
 
 
+def test_who_was_seen_before_a_withdrawal_counts(sets: dict[str, ShardSet], tmp_path: Path) -> None:
+    """The run goes on without them, but its weights have seen them, and another set still tests on them."""
+    before = make_checkpoint(tmp_path, sets["atlas_all"], run="r", stage="pretrain-2")
+    left = make_set(tmp_path / "left", "atlas", {s: d for s, d in ATLAS.items() if s not in HELD_OUT})
+    guard = [sets["atlas"].uri]
+    assert gate_run(left, ("T1w",), run="r", stage="pretrain-2", guard=guard)[0] == ()
+    with pytest.raises(DataError, match="2 of 2 test subjects"):
+        gate_run(left, ("T1w",), run="r", stage="pretrain-2", guard=guard, earlier=before)
+
+
 def test_what_cannot_be_proved_is_refused(sets: dict[str, ShardSet], stage1: str, tmp_path: Path) -> None:
     test = open_test_set(sets["atlas"])
     bare = checkpoint.save(str(tmp_path / "bare"), card(), MODEL, STATE)

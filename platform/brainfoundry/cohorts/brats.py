@@ -39,7 +39,7 @@ _NAMINGS = (
     ),
     _Naming(
         "brats2023",
-        re.compile(r"(BraTS-[A-Z]+-\d+)-(\d+)-([a-z0-9]+)\.nii(?:\.gz)?"),
+        re.compile(r"(BraTS-[A-Za-z]+-\d+)(?:-(\d+))?-([a-z0-9]+)\.nii(?:\.gz)?"),
         {"t2f": "FLAIR", "t1c": "T1ce", "t1n": "T1w", "t2w": "T2w", "seg": LABEL},
     ),
 )
@@ -104,7 +104,7 @@ def _sessions(folder: Folder) -> tuple[_Naming, Gathering, int]:
         naming, match = known
         examples.setdefault(naming.scheme, match[1])
         namings[naming.scheme] = naming
-        found.add(match[1], match[2], naming.kinds[match[3]], folder.uri_of(parts))
+        found.add(match[1], match[2] or "", naming.kinds[match[3]], folder.uri_of(parts))
     if not found:
         raise DataError(
             "no BraTS case found",

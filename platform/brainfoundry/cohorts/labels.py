@@ -16,6 +16,7 @@ from brainfoundry.core.errors import ConfigError, DataError
 SCHEMES: dict[str, tuple[int, ...]] = {
     "brats2021": (1, 2, 4),  # necrotic core, oedema, enhancing tumour (2012 to 2021)
     "brats2023": (1, 2, 3),  # the same three tissues, enhancing tumour renumbered (2023 on)
+    "brats2024": (1, 2, 3, 4),  # 2024 on: a fourth label, such as the resection cavity (GLI: 4)
     "binary": (1,),  # lesion (ATLAS v2.0 and most masks)
 }
 # Schemes that differ in one number only, so that masks of both get into one folder unnoticed.
@@ -132,7 +133,8 @@ def require_one_scheme(
             f"label schemes are mixed: subject {a} has labels {_shown(of_a)} ({one}), "
             f"subject {b} has {_shown(of_b)} ({two})",
             file=file,
-            fix="keep the two in cohorts of their own, or renumber enhancing tumour in one of them",
+            fix="keep the two in cohorts of their own, or renumber enhancing tumour in one of them; "
+            "where label 4 is the cavity of BraTS 2024: --scheme brats2024",
         )
     for name, (subject, labels) in witness.items():
         if name != scheme:

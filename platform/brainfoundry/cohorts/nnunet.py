@@ -36,8 +36,10 @@ def read_nnunet(uri: str) -> list[dict[str, list[str]]]:
 
 
 def case_of(row: Row) -> str:
-    """A session's nnU-Net case identifier: the subject, with the session where there is one."""
-    return f"{row.subject}_{row.session}" if row.session else row.subject
+    """A session's nnU-Net case identifier, as its files are named: BraTS-GLI-00000-000, sub-01_ses-1."""
+    if not row.session:
+        return row.subject
+    return f"{row.subject}{'_ses-' if row.subject.startswith('sub-') else '-'}{row.session}"
 
 
 def write_nnunet(uri: str, manifest: Manifest) -> int:
@@ -78,7 +80,9 @@ def parts_of_nnunet(
         DataError: a subject in two validation folds, or in train and val of one fold by different sessions.
     """
     names = {row.subject: row.subject for row in manifest.rows()}
-    names |= {case_of(row): row.subject for row in manifest.rows()}
+    for row in manifest.rows():
+        if row.session:
+            names |= {f"{row.subject}{by}{row.session}": row.subject for by in ("-", "_", "_ses-")}
     parts: dict[str, Part] = {}
     unknown: dict[str, None] = {}
     for number, fold in enumerate(folds):

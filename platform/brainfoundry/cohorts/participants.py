@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from brainfoundry.cohorts.left_out import same_ids
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
 
@@ -232,6 +233,7 @@ def read_participants(uri: str, wanted: Collection[str]) -> Participants:
     patterns = (*_AGE, *_SEX_COLUMN, *_SITE, _ETHNICITY)
     known = {p.format(instance=i) for p in patterns for i in range(10)}
     rows: dict[str, dict[str, str]] = {}
+    spelled = {spelling: subject for subject in wanted for spelling in same_ids(subject)}
     with _open_text(uri) as text:
         first = text.readline()
         delimiter = "\t" if "\t" in first else ","
@@ -242,8 +244,8 @@ def read_participants(uri: str, wanted: Collection[str]) -> Participants:
                             fix=f"name one column {' or '.join(_SUBJECT[:2])}")  # fmt: skip
         names = [_canonical(title) for title in titles]
         for line, cells in enumerate(csv.reader(text, delimiter=delimiter), start=2):
-            subject = cells[key].strip() if len(cells) > key else ""
-            if subject not in wanted:
+            subject = spelled.get(cells[key].strip() if len(cells) > key else "")
+            if subject is None:
                 continue
             row = {n: c.strip() for n, c in zip(names, cells, strict=False) if n in known}
             if rows.setdefault(subject, row) != row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from brainfoundry.cohorts.intake import IntakeRules
@@ -16,6 +16,23 @@ from brainfoundry.quality.verify import Inspection, of_intake, of_shard_set
 Cohort = Literal["ukb", "brats", "atlas", "bids"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What of a folder is meant, as the prepare jobs take it.
+
+    Args:
+        optional: modalities that sessions may lack.
+        scheme: label scheme of the masks; "": the cohort's own.
+        run, entities, masks: BIDS only; see `cohorts.bids.BidsChoice`.
+    """
+
+    optional: tuple[str, ...] = ()
+    scheme: str = ""
+    run: int | None = None
+    entities: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+
+
 def inspection_of(
     *,
     manifest: str | None = None,
@@ -24,12 +41,14 @@ def inspection_of(
     cohort: Cohort | None = None,
     modalities: tuple[str, ...] = (),
     min_slices: int | None = None,
+    choice: Choice | None = None,
 ) -> Inspection:
     """What to verify, named in one of three ways.
 
     Args:
         modalities: what to read of a folder; default: what its cohort has (T1w for BIDS).
         min_slices: fewest axial slices; default: the manifest's own rule, 100 for a folder.
+        choice: of a folder, which files and which label scheme.
 
     Raises:
         ConfigError: none or several of them, or a folder without its cohort.
@@ -51,33 +70,44 @@ def inspection_of(
     if cohort is None:
         raise ConfigError("--source without --cohort", fix="add --cohort ukb, brats, atlas or bids")
     with tempfile.TemporaryDirectory() as scratch:
-        reader = _reader(cohort, modalities, 100 if min_slices is None else min_slices)
+        slices = 100 if min_slices is None else min_slices
+        reader = _reader(cohort, modalities, slices, choice or Choice())
         read = reader(source, f"{scratch}/intake.parquet")
     return of_intake(read, files.absolute(source), min_slices=min_slices, fresh=True)
 
 
-def _reader(cohort: Cohort, modalities: tuple[str, ...], min_slices: int) -> Callable[[str, str], Manifest]:
+def _reader(
+    cohort: Cohort, modalities: tuple[str, ...], min_slices: int, choice: Choice
+) -> Callable[[str, str], Manifest]:
     """(folder, where the manifest goes) -> manifest. Imported when asked for: a job reads one cohort."""
     if cohort == "ukb":
         from brainfoundry.cohorts.ukb import UKBRules, read_ukb
 
         # Every imaging visit: verification is about what was delivered, not about what will be trained on.
-        bulk = UKBRules(instances=(2, 3), min_slices=min_slices)
+        bulk = UKBRules(instances=(2, 3), min_slices=min_slices, optional=choice.optional)
         bulk = replace(bulk, modalities=modalities or bulk.modalities)
         return lambda folder, uri: read_ukb(folder, uri, bulk)
 
     def rules(usual: tuple[str, ...]) -> IntakeRules:
         # A case without its mask is still looked at; that the mask is missing is told (`verify.of_intake`).
-        return IntakeRules(modalities=modalities or usual, labels="optional", min_slices=min_slices)
+        return IntakeRules(
+            modalities=modalities or usual, optional=choice.optional, labels="optional", min_slices=min_slices
+        )
 
     if cohort == "brats":
         from brainfoundry.cohorts import brats
 
-        return lambda folder, uri: brats.read_brats(folder, uri, rules(brats.MODALITIES))
+        of_brats = rules(brats.MODALITIES)
+        return lambda folder, uri: brats.read_brats(folder, uri, of_brats, scheme=choice.scheme)
     if cohort == "atlas":
         from brainfoundry.cohorts import atlas
 
         return lambda folder, uri: atlas.read_atlas(folder, uri, rules(atlas.MODALITIES))
     from brainfoundry.cohorts import bids
 
-    return lambda folder, uri: bids.read_bids(folder, uri, rules(("T1w",)))
+    wanted = bids.BidsChoice(
+        masks=choice.masks or bids.MASK_PATTERNS,
+        entities=bids.entities_of(choice.entities, choice.run),
+        scheme=choice.scheme or "binary",
+    )
+    return lambda folder, uri: bids.read_bids(folder, uri, rules(("T1w",)), wanted)

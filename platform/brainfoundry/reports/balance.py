@@ -72,16 +72,22 @@ def _compare(table: Table, section: str) -> Balance:
     hidden = table.any_hidden(section)
     by_split = [[p for p in known if p.split == split] for split in splits]
     values = sorted({str(p.age) if section == "age" else line_of(p, section) for p in known})
+    test, p, difference = "", 1.0, ""
     if len(values) < 2:
-        return Balance(
-            subject=title,
-            sentence=f"{title.capitalize()} was not compared: all who answered are alike in it.",
-        )
-    if section == "age":
+        if not hidden:
+            return Balance(
+                subject=title,
+                sentence=f"{title.capitalize()} was not compared: all who answered are alike in it.",
+            )
+    elif section == "age":
         test, p, difference = _ages(by_split, splits, hidden)
     else:
         counts = [[sum(line_of(p, section) == value for p in of) for value in values] for of in by_split]
         test, p, difference = _categories(np.array(counts), values, hidden)
+    if hidden and section != "age":
+        test = "test of independence"  # which one it was would tell how many groups are empty
+    elif hidden and not test:
+        test = "Kolmogorov-Smirnov test" if len(splits) == 2 else "Kruskal-Wallis test"
     n, told = "hidden" if hidden else f"{len(known):,}", _p_text(p, hidden)
     if p < LEVEL:
         verdict = f"{title} differs between {names}"

@@ -112,7 +112,7 @@ def people(
     persons = []
     for subject, row in first.items():
         session, age, sex, ethnicity = str(row["session"]), row["age"], row["sex"], None
-        if table is not None:
+        if table is not None and subject in table:
             told = table.at_recruitment(subject)
             ethnicity = told.ethnicity
             sex = told.sex if table.has_sex else sex
@@ -120,6 +120,8 @@ def people(
                 age = told.age
             elif at_visit:
                 age = table.of(subject, int(session) if session.isdecimal() else 0).age
+        elif at_recruitment or at_visit:
+            age = None  # the manifest's may be another age: at the visit, or at recruitment
         persons.append(
             Person(
                 split=str(row["split"] or ""), age=None if age is None else float(str(age)),
@@ -135,7 +137,9 @@ def people(
     }
     notes = [f"{name} is not reported: {why}" for name, why in _WHY_NOT.items() if not has[name]]
     if table is not None and any(subject not in table for subject in first):
-        notes.append("participants whom the table does not know are counted as unanswered")
+        notes.append(
+            "participants whom the table does not know are counted as unanswered, but for the manifest's sex"
+        )
     kind = (
         "age at recruitment" if at_recruitment else "age at the visit" if at_visit else "age in the manifest"
     )

@@ -71,7 +71,11 @@ def _ages_by_sex(axes: Axes, table: Table) -> None:
     sexes = [*SEXES.values(), UNANSWERED]
     keys = {(band, sex): ("age and sex", band, sex) for band in bands for sex in sexes}
     sexes = [s for s in sexes if any(shown.counts[keys[b, s]] or keys[b, s] in shown.hidden for b in bands)]
-    bands = [b for b in bands if b != UNANSWERED or any(shown.counts[keys[b, s]] for s in sexes)]
+    bands = [  # a band that is hidden must not tell by its absence that it is empty
+        b
+        for b in bands
+        if b != UNANSWERED or any(shown.counts[keys[b, s]] or keys[b, s] in shown.hidden for s in sexes)
+    ]
     width = 0.8 / max(len(sexes), 1)
     top = max(
         (shown.counts[keys[b, s]] for b in bands for s in sexes if keys[b, s] not in shown.hidden), default=0

@@ -9,10 +9,11 @@ from typing import Literal
 
 from brainfoundry.cohorts.exclusions import print_exclusions, write_exclusions
 from brainfoundry.cohorts.intake import exclusions_of, require_eligible
-from brainfoundry.cohorts.manifest import Manifest
+from brainfoundry.cohorts.manifest import Manifest, read_manifest
 from brainfoundry.core import files, paths, ray_session
 from brainfoundry.store.convert import Conversion, Executor, convert, on_ray
 from brainfoundry.store.estimate import estimate
+from brainfoundry.store.meta import intake_uri
 from brainfoundry.store.shard_task import ConvertSpec
 
 VAL_FRACTION = 1_896 / 41_400
@@ -89,7 +90,8 @@ def prepare(
     done = convert(intake, options.out, spec, executor=executor or on_ray(options.cpus))
 
     show(done.manifest, "Converted (voxels)")
-    for manifest, name in ((intake, "exclusions_intake"), (done.manifest, "exclusions")):
+    kept = read_manifest(intake_uri(options.out))  # the one in the set: who withdrew since is gone from it
+    for manifest, name in ((kept, "exclusions_intake"), (done.manifest, "exclusions")):
         title, where = f"Exclusions, {manifest.meta.stage}", files.join(options.out, name)
         write_exclusions(where, exclusions_of(manifest), title=title, notes=manifest.meta.notes)
     size = f"{done.shard_bytes / 1e6:,.0f} MB from {done.source_bytes / 1e6:,.0f} MB, {done.seconds:.0f} s"

@@ -27,8 +27,10 @@ from brainfoundry.store.meta import (
     INDEX_SCHEMA,
     LABEL,
     ShardSetMeta,
+    changing_uri,
     fingerprints_uri,
     index_uri,
+    meta_uri,
     shard_uri,
 )
 from brainfoundry.store.stored import REMAKE, StoredRow
@@ -249,6 +251,29 @@ class ShardSet:
         return stored
 
     def _load(self, position: int, *, fresh: bool = False) -> StoredRow:
+        try:
+            return self._read(position, fresh=fresh)
+        except StorageError:
+            raise
+        except DataError as error:
+            if not self._changed():
+                raise
+            raise DataError(
+                "shard set was changed (withdrawal, new split) since it was opened",
+                file=self.uri,
+                fix="submit the job again: it opens the set as it is now",
+            ) from error
+
+    def _changed(self) -> bool:
+        """Whether the set on storage is another than the one opened: then nothing is damaged."""
+        if files.exists(changing_uri(self.uri)):
+            return True
+        return (
+            files.exists(meta_uri(self.uri))
+            and ShardSetMeta.read(self.uri).index_sha256 != self.meta.index_sha256
+        )
+
+    def _read(self, position: int, *, fresh: bool) -> StoredRow:
         place = {name: int(values[position]) for name, values in self._places.items()}
         where = shard_uri(self.uri, place["shard"])
         subject = self.index.column("subject")[position].as_py()

@@ -23,7 +23,7 @@ from ray.data.block import BlockMetadata
 from ray.data.context import DataContext
 from ray.data.datasource import Datasource, ReadTask
 
-from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.crops import CropReader, ScanTable, one_array, read_crops
 from brainfoundry.stream.plan import Plan, PlanSpec
@@ -78,6 +78,8 @@ class Share:
     stop_step: int
     rank: int = 0
     world: int = 1
+    plan_hash: str | None = None
+    """Of the plan the run was checked against; an actor that finds another refuses. None: not checked."""
 
     @property
     def groups_per_step(self) -> int:
@@ -144,6 +146,13 @@ class _Fetch:
         # Not in the constructor: of an error there Ray passes on only the text of a traceback.
         self._reader = self._open_reader(self._share.shards)
         self._plan = Plan.from_index(self._reader.index, self._share.spec)
+        if self._share.plan_hash not in (None, self._plan.hash):
+            # An actor that Ray started anew, after a withdrawal or a new split, must not mix two plans.
+            raise DataError(
+                "the shard set has changed since this run started",
+                file=self._share.shards,
+                fix="submit the job again: it goes on from its newest checkpoint if people only withdrew",
+            )
         self._scans = ScanTable(self._reader.index, self._share.channels)
 
     def __call__(self, numbers: pa.Table) -> Iterator[pa.Table]:

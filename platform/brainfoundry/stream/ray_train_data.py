@@ -45,6 +45,7 @@ class PlanDataConfig(DataConfig):
         start_step: asked at each start of the worker group for the step to begin with; picklable.
         fetch: how to read.
         open_reader: opens the shard set in the fetch actors.
+        plan_hash: of the plan the run was checked against; None: not checked.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class PlanDataConfig(DataConfig):
         start_step: Callable[[], int],
         fetch: FetchOptions | None = None,
         open_reader: ReaderFactory = open_shard_set,
+        plan_hash: str | None = None,
     ) -> None:
         super().__init__()
         self._shards = files.absolute(shards)
@@ -66,6 +68,7 @@ class PlanDataConfig(DataConfig):
         self._start_step = start_step
         self._fetch = fetch or FetchOptions()
         self._open_reader = open_reader
+        self._plan_hash = plan_hash
 
     def configure(
         self,
@@ -99,6 +102,7 @@ class PlanDataConfig(DataConfig):
                         stop_step=self._stop_step,
                         rank=rank,
                         world=world_size,
+                        plan_hash=self._plan_hash,
                     ),
                     self._fetch,
                     store_bytes=store,

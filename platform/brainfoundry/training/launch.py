@@ -100,6 +100,7 @@ def resolve_task(config: PretrainConfig, shards: ShardSet, place: RunPlace) -> P
         guard=data.guard,
         parents=parents,
         allow=data.allow_leak,
+        earlier=checkpoint_uri(files.join(place.folder, "checkpoints"), place.step) if place.step else None,
     )
     if notes:
         tags["leaks"] = "; ".join(n for n in notes if not n.startswith("none of"))[:4000] or "none"
@@ -254,6 +255,7 @@ def pretrain(task: PretrainTask) -> dict[str, Any]:
             spec=task.plan,
             channels=task.channels,
             stop_step=config.optim.steps,
+            plan_hash=str(task.card["plan_hash"]),
             start_step=functools.partial(latest_step, task.checkpoints),
             fetch=FetchOptions(cpus_per_actor=config.cluster.fetch_cpus, actors=config.cluster.fetchers),
         ),

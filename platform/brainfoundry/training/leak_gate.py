@@ -102,7 +102,6 @@ class Held:
             "leaked": len(self.leaks.subjects),
             "by_id": self.leaks.count(BY_ID),
             "by_image": self.leaks.count(BY_IMAGE),
-            "examples": self.examples(),
             "seen_by": self.leaks.runs(),
         }
 
@@ -187,6 +186,7 @@ def gate_run(
     guard: Sequence[str] = (),
     parents: Sequence[str] = (),
     allow: bool = False,
+    earlier: str | None = None,
 ) -> tuple[tuple[dict[str, Any], ...], list[str]]:
     """The gate of a run that is about to start: what it and its parents see, against test sets.
 
@@ -195,6 +195,7 @@ def gate_run(
     Args:
         guard: `URI[#split=NAME|#fold=K]` of test sets that it must not see.
         parents: checkpoints it starts from.
+        earlier: its own newest checkpoint, where it goes on: who was seen and has withdrawn since counts too.
 
     Returns:
         Records for `Card.leaks`, and a line a test set for the report and the tags (no ids).
@@ -208,6 +209,8 @@ def gate_run(
         tests.append(open_test_set(shards))
     if not tests:
         return (), []
-    table = seen_table(own_scans(shards, modalities, run=run, stage=stage), parents)
+    own = own_scans(shards, modalities, run=run, stage=stage)
+    before = None if earlier is None else load_seen(earlier)
+    table = seen_table(own, parents, earlier=before, run=run)
     held = hold(tests, {run: table})
     return refuse(held, allow=allow, flag="--data.allow-leak"), [h.line(examples=False) for h in held]

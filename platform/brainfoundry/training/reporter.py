@@ -43,7 +43,11 @@ class Reporter:
         self.tracker.artifact(config_uri, "config")
         report = files.join(task.shards, "report.json")
         if files.exists(report):
-            self.tracker.artifact(report, "cohort")
+            # Without the single sessions: who withdraws could not be taken back from a tracking server.
+            counts = {k: v for k, v in files.read_json(report).items() if k != "bad_volumes"}
+            copy = files.join(task.run_dir, "report.json")
+            files.write_json(copy, counts)
+            self.tracker.artifact(copy, "cohort")
 
     def steps(
         self, first: int, names: tuple[str, ...], records: list[list[float]], speed: dict[str, float]

@@ -55,7 +55,7 @@ def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     shards = ShardSet.open(task.shards)
     plan = Plan.from_index(shards.index, task.plan)
-    if plan.hash != task.card["plan_hash"]:
+    if (plan.hash, shards.meta.manifest_hash) != (task.card["plan_hash"], task.card["manifest_hash"]):
         raise DataError(
             "the shard set has changed since this job was submitted",
             file=task.shards,
