@@ -50,6 +50,7 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.cluster.job_cluster import JobCluster, started_job_cluster  # noqa: E402
+from tests.core.s3_server import Proxy, flaky, s3_server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +98,17 @@ def job_cluster() -> Iterator[JobCluster]:
     """A head of its own with dashboard, token and MLflow, for jobs. Mark the test `slow`."""
     with started_job_cluster(SCRATCH / "c") as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A real S3-compatible server, host:port; the environment points at it. Mark the test `slow`."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[Proxy]:
+    """A proxy in front of `server` that misbehaves on demand."""
+    with flaky(server) as found:
+        yield found

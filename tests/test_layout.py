@@ -30,7 +30,9 @@ ROOMS = (
     "models",
     "pretext",
     "tasks",
+    "inference",
     "training",
+    "prediction",
     "experiments",
     "benchmarks",
 )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainfoundry.cohorts.left_out import LeftOut, read_ids, read_table
+from brainfoundry.cohorts.left_out import LeftOut, read_ids
+from brainfoundry.cohorts.tables import read_table
 from brainfoundry.core.errors import DataError
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import pickle
 import time
-from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 import pytest
@@ -13,21 +12,9 @@ import pytest
 from brainfoundry.core import files, remote
 from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.core.remote import StorageError, retry
-from tests.core.s3_server import BUCKET, Proxy, bursts, flaky, s3_server
+from tests.core.s3_server import BUCKET, Proxy, bursts
 
 names = (f"s3://{BUCKET}/f{i}" for i in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def proxy(server: str) -> Iterator[Proxy]:
-    with flaky(server) as found:
-        yield found
 
 
 @pytest.fixture

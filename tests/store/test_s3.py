@@ -19,24 +19,12 @@ from brainfoundry.store.meta import manifest_uri, shard_uri, sidecar_uri
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.store.shard_task import ConvertSpec, ShardTask, convert_shard
 from brainfoundry.stream.plan import Plan, PlanSpec
-from tests.core.s3_server import BUCKET, Proxy, bursts, flaky, s3_server
+from tests.core.s3_server import BUCKET, Proxy, bursts
 
 pytestmark = pytest.mark.slow  # a server, and the pauses of the client library's own retries
 
 SPEC = ConvertSpec(min_slices=1, rows_per_shard=1)
 PLAN = PlanSpec(seed=3, crop=(16, 16, 16), groups_per_step=1, frame="box")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def proxy(server: str) -> Iterator[Proxy]:
-    with flaky(server) as found:
-        yield found
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,10 @@ from brainfoundry.store.convert import convert, inline
 from brainfoundry.store.meta import manifest_uri, shard_uri
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.store.withdraw import withdraw
-from tests.core.s3_server import BUCKET, Proxy, flaky, s3_server
+from tests.core.s3_server import BUCKET, Proxy
 from tests.store.withdrawals import SPEC, SUBJECTS
 
 pytestmark = pytest.mark.slow  # a server
-
-
-@pytest.fixture(scope="module")
-def proxy() -> Iterator[Proxy]:
-    with s3_server() as server, flaky(server) as found:
-        yield found
 
 
 def modified(uri: str, shards: int) -> list[int]:

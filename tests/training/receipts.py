@@ -41,6 +41,24 @@ def batch(plan: Plan, step: int, rank: int = 0, world: int = 1, **changes: Any) 
     return CropBatch(**fields)  # type: ignore[arg-type]
 
 
+def writer_of(
+    run_dir: str,
+    plan: Plan,
+    *,
+    number: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    first: int = 0,
+    stop: int = 9,
+    flush_every: int = 1,
+) -> ReceiptWriter:
+    """What one worker of an attempt writes with."""
+    return ReceiptWriter(
+        run_dir, attempt=attempt_name(number), rank=rank, world=world, first_step=first, stop_step=stop,
+        plan=plan.hash, flush_every=flush_every,
+    )  # fmt: skip
+
+
 def attempt(
     run_dir: str,
     index: pa.Table,
@@ -59,16 +77,10 @@ def attempt(
     plan = Plan.from_index(index, spec)
     write_plan(run_dir, index, spec, about(cohort))
     for rank in range(world) if ranks is None else ranks:
-        writer = ReceiptWriter(
-            run_dir,
-            attempt=attempt_name(number),
-            rank=rank,
-            world=world,
-            first_step=steps.start,
-            stop_step=stop,
-            plan=plan.hash,
+        writer = writer_of(
+            run_dir, plan, number=number, rank=rank, world=world, first=steps.start, stop=stop,
             flush_every=flush_every,
-        )
+        )  # fmt: skip
         for step in steps:
             writer.consumed(batch(plan, step, rank, world))
             if (step + 1) % flush_every == 0:

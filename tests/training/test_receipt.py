@@ -22,7 +22,16 @@ from brainfoundry.training import receipt_log
 from brainfoundry.training.receipt import runs_that_saw, when, who
 from brainfoundry.training.receipt_log import ReceiptWriter, attempt_name, attempts, write_plan
 from brainfoundry.training.receipt_read import check, read_receipt
-from tests.training.receipts import SPEC, about, attempt, batch, make_index, save_checkpoint, seen_by
+from tests.training.receipts import (
+    SPEC,
+    about,
+    attempt,
+    batch,
+    make_index,
+    save_checkpoint,
+    seen_by,
+    writer_of,
+)
 
 INDEX = make_index(7, sessions=2)
 
@@ -139,16 +148,7 @@ def test_a_torn_line_costs_itself(tmp_path: Path) -> None:
 def test_other_subjects_than_planned_are_an_error_line(tmp_path: Path) -> None:
     plan = Plan.from_index(INDEX, SPEC)
     write_plan(str(tmp_path), INDEX, SPEC, about())
-    writer = ReceiptWriter(
-        str(tmp_path),
-        attempt=attempt_name(1),
-        rank=0,
-        world=1,
-        first_step=0,
-        stop_step=9,
-        plan=plan.hash,
-        flush_every=1,
-    )
+    writer = writer_of(str(tmp_path), plan)
     for step in range(3):
         subjects = batch(plan, step).subjects
         writer.consumed(batch(plan, step, subjects=subjects[::-1] if step == 1 else subjects))
@@ -190,16 +190,7 @@ def test_validations_are_looks_not_visits(tmp_path: Path) -> None:
     plan = Plan.from_index(INDEX, SPEC)
     write_plan(run, INDEX, SPEC, about())
     val = write_plan(run, held_out, spec, about(role="val"))
-    writer = ReceiptWriter(
-        run,
-        attempt=attempt_name(1),
-        rank=0,
-        world=1,
-        first_step=0,
-        stop_step=9,
-        plan=plan.hash,
-        flush_every=4,
-    )
+    writer = writer_of(run, plan, flush_every=4)
     for step in range(8):
         writer.consumed(batch(plan, step))
     writer.validated(4, val, 2)
@@ -215,16 +206,7 @@ def test_validations_are_looks_not_visits(tmp_path: Path) -> None:
 def test_storage_that_fails_for_a_while_costs_nothing(tmp_path: Path, caplog) -> None:  # type: ignore[no-untyped-def]
     plan = Plan.from_index(INDEX, SPEC)
     write_plan(str(tmp_path), INDEX, SPEC, about())
-    writer = ReceiptWriter(
-        str(tmp_path),
-        attempt=attempt_name(1),
-        rank=0,
-        world=1,
-        first_step=0,
-        stop_step=9,
-        plan=plan.hash,
-        flush_every=1,
-    )
+    writer = writer_of(str(tmp_path), plan)
     uri, writer.uri = writer.uri, str(tmp_path / "gone" / "x.jsonl")
     for step in range(6):
         if step == 3:

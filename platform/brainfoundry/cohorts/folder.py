@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 
 from brainfoundry.cohorts.exclusions import ScanError, UnreadableArchive
 from brainfoundry.cohorts.manifest import Scan
-from brainfoundry.cohorts.nifti_header import read_header
+from brainfoundry.cohorts.nifti_header import NiftiHeader, read_header
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
 from brainfoundry.core.remote import StorageError
@@ -29,6 +29,19 @@ class Probe:
 
     scan: Scan
     affine: np.ndarray
+
+
+def scan_of(header: NiftiHeader, modality: str, uri: str, *, size: int, **identity: Any) -> Scan:
+    """The manifest's scan of a header; `identity`: member and crc32 of what lies in a zip, else mtime."""
+    return Scan(
+        modality=modality, uri=uri, shape=header.shape, spacing=header.spacing,
+        orientation=header.orientation, dtype=header.dtype, size=size, **identity,
+    )  # fmt: skip
+
+
+def mtime_of(info: pafs.FileInfo) -> float | None:
+    """Seconds since 1970, where the storage knows."""
+    return None if info.mtime_ns is None else info.mtime_ns / 1e9
 
 
 @dataclass
@@ -71,7 +84,7 @@ class Folder:
 
     def _local(self, enter: Enter | None) -> Iterator[tuple[str, ...]]:
         waiting: list[tuple[str, ...]] = [()]
-        seen = {_identity(self._path)}
+        seen = {identity_of(self._path)}
         while waiting:
             parts = waiting.pop()
             folder = os.path.join(self._path, *parts)  # noqa: PTH118 (Path would cost seconds over 100,000)
@@ -82,7 +95,7 @@ class Folder:
                         if not _is_folder(entry):
                             yield below
                         elif not entry.name.startswith(".") and (enter is None or enter(below)):
-                            identity = _identity(entry.path)
+                            identity = identity_of(entry.path)
                             if identity not in seen:  # linked folders may form a circle
                                 seen.add(identity)
                                 waiting.append(below)
@@ -121,7 +134,8 @@ def _is_text(parts: Sequence[str]) -> bool:
     return True
 
 
-def _identity(folder: str) -> tuple[int, int]:
+def identity_of(folder: str | Path) -> tuple[int, int]:
+    """What tells a local folder from any other, whatever links lead to it."""
     status = Path(folder).stat()
     return status.st_dev, status.st_ino
 
@@ -158,12 +172,7 @@ class HeaderReader:
         except Exception as error:  # storage raises many kinds; none may stop an intake
             problem = f"file cannot be read: {error or type(error).__name__}"
             raise UnreadableArchive(problem, file=uri, subject=subject, fix="deliver it again") from error
-        scan = Scan(
-            modality=modality, uri=uri, shape=header.shape, spacing=header.spacing,
-            orientation=header.orientation, dtype=header.dtype, size=info.size,
-            mtime=None if info.mtime_ns is None else info.mtime_ns / 1e9,
-        )  # fmt: skip
-        return Probe(scan, header.affine)
+        return Probe(scan_of(header, modality, uri, size=info.size, mtime=mtime_of(info)), header.affine)
 
     def _locate(self, uri: str) -> tuple[pafs.FileSystem, str]:
         if uri.startswith(f"{self._source}/"):

@@ -2,83 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from brainfoundry.cohorts.tables import SUBJECT_COLUMNS, cells_of, delimiter_of, text_lines
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
-
-SUBJECT_COLUMNS = (
-    "subject", "subject_id", "subject id", "participant_id", "participant id", "bids_id", "bids id", "eid",
-    "f.eid", "n_eid", "id",
-)  # fmt: skip
-"""Names of the column that holds the ids, in any letter case, best first."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A small text table.
-
-    Args:
-        columns: names, lower-case.
-        rows: (line number in the file, cells by column name), cells stripped; blank lines and comments are
-            not among them.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[int, dict[str, str]], ...]
-
-    def first(self, names: Collection[str]) -> str | None:
-        """The first of `names` that is a column, or None."""
-        return next((name for name in names if name in self.columns), None)
-
-
-def read_lines(uri: str, what: str) -> list[tuple[int, str]]:
-    """(number, text) of a text file's lines, without blank ones and comments (#), whatever wrote it.
-
-    Raises:
-        DataError: no such file, or no UTF-8 text.
-    """
-    fix = f"give the {what} as UTF-8 text"
-    try:
-        text = files.read_bytes(uri).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what} is not UTF-8 text: {error}", file=uri, fix=fix) from error
-    except OSError as error:
-        raise DataError(f"{what} cannot be read: {error}", file=uri, fix=fix) from error
-    if "\0" in text:
-        raise DataError(f"{what} is not text", file=uri, fix=fix)
-    numbered = enumerate(text.splitlines(), start=1)
-    return [(n, line) for n, line in numbered if line.strip() and not line.lstrip().startswith("#")]
-
-
-def read_table(uri: str, what: str) -> Table:
-    """A comma-, semicolon- or tab-separated table with a line of column names.
-
-    Raises:
-        DataError: no such file, no text, or empty.
-    """
-    uri = files.absolute(uri)
-    lines = read_lines(uri, what)
-    if not lines:
-        raise DataError(f"{what} is empty", file=uri, fix="give a line of column names and one a subject")
-    delimiter = _delimiter(lines[0][1])
-    split = [(number, _cells(line, delimiter, uri, what)) for number, line in lines]
-    columns = tuple(name.lower() for name in split[0][1])
-    return Table(columns, tuple((n, dict(zip(columns, cells, strict=False))) for n, cells in split[1:]))
-
-
-def _delimiter(line: str) -> str:
-    return next((mark for mark in ("\t", ";", ",") if mark in line), ",")
-
-
-def _cells(line: str, delimiter: str, uri: str, what: str) -> list[str]:
-    try:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
-    except csv.Error as error:
-        fix = f"give the {what} as comma- or tab-separated text"
-        raise DataError(f"{what} cannot be read: {error}", file=uri, fix=fix) from error
 
 
 def read_ids(uri: str) -> frozenset[str]:
@@ -90,7 +19,7 @@ def read_ids(uri: str) -> frozenset[str]:
         DataError: no such file, no text, no id in it, or several columns of which none is known.
     """
     uri = files.absolute(uri)
-    lines = read_lines(uri, "id list")
+    lines = text_lines(uri, "id list")
     ids = frozenset(_ids(lines, uri)) if lines else frozenset()
     if not ids:
         raise DataError("id list holds no id", file=uri, fix="write one id a line, or leave the option out")
@@ -98,11 +27,11 @@ def read_ids(uri: str) -> frozenset[str]:
 
 
 def _ids(lines: list[tuple[int, str]], uri: str) -> Iterator[str]:
-    delimiter = _delimiter(lines[0][1])
-    header = [name.lower() for name in _cells(lines[0][1], delimiter, uri, "id list")]
+    delimiter = delimiter_of(lines[0][1])
+    header = [name.lower() for name in cells_of(lines[0][1], delimiter, uri, "id list")]
     column = next((header.index(name) for name in SUBJECT_COLUMNS if name in header), None)
     for number, line in lines if column is None else lines[1:]:
-        cells = _cells(line, delimiter, uri, "id list")
+        cells = cells_of(line, delimiter, uri, "id list")
         if column is None and len([cell for cell in cells if cell]) > 1:
             fix = f"name its id column {' or '.join(SUBJECT_COLUMNS[:2])}, or write one id a line"
             raise DataError(f"line {number} has several columns, none a subject column", file=uri, fix=fix)

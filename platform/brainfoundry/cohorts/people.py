@@ -10,7 +10,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from brainfoundry.cohorts.left_out import SUBJECT_COLUMNS, Table, read_table, same_ids
+from brainfoundry.cohorts.left_out import same_ids
+from brainfoundry.cohorts.tables import SUBJECT_COLUMNS, Table, read_table
 from brainfoundry.core.errors import DataError
 
 _COLUMNS = {

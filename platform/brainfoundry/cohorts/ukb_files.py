@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow.fs as pafs
 
 from brainfoundry.cohorts.exclusions import MissingMember, ScanError, UnreadableArchive
-from brainfoundry.cohorts.folder import Probe
-from brainfoundry.cohorts.manifest import Scan
+from brainfoundry.cohorts.folder import Probe, identity_of, mtime_of, scan_of
 from brainfoundry.cohorts.nifti_header import DEFLATE_MAX_RATIO, read_header
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
@@ -56,12 +55,6 @@ class BulkFile(NamedTuple):
     packed: bool
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    """What tells a local folder from any other, whatever links lead to it."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
 class BulkFolder:
     """A folder of bulk files on any storage.
 
@@ -85,7 +78,7 @@ class BulkFolder:
         """
         waiting, seen = [self.path], set[tuple[int, int]]()
         if self._local:
-            seen.add(_identity(Path(self.path)))
+            seen.add(identity_of(Path(self.path)))
         while waiting:
             for name, path, is_folder, identity in self._list(waiting.pop()):
                 match = _NAME.match(name)
@@ -106,7 +99,7 @@ class BulkFolder:
                 if path.suffix.lower() == ".zip":  # spares a stat of each of 80,000 files on network storage
                     yield path.name, str(path), False, None
                 elif path.is_dir():
-                    yield path.name, str(path), True, _identity(path)
+                    yield path.name, str(path), True, identity_of(path)
         except OSError as error:
             fix = "make the folder readable, or move it out of the intake folder"
             raise DataError(f"folder cannot be listed: {error}", file=folder, fix=fix) from error
@@ -168,10 +161,7 @@ class BulkFolder:
                     header = read_header(
                         stream, size=info.file_size, gzipped=True, file=where, subject=found.eid
                     )
-        scan = Scan(
-            modality=modality, uri=uri, member=member, shape=header.shape, spacing=header.spacing,
-            orientation=header.orientation, dtype=header.dtype, size=info.file_size, crc32=info.CRC,
-        )  # fmt: skip
+        scan = scan_of(header, modality, uri, size=info.file_size, member=member, crc32=info.CRC)
         return Probe(scan, header.affine)
 
     def _probe_plain(self, found: BulkFile, modality: str, uri: str, path: str) -> Probe:
@@ -181,9 +171,4 @@ class BulkFolder:
             raise MissingMember(problem, file=self._uri_of(found.path), subject=found.eid)
         with closing(self.open(path)) as stream:
             header = read_header(stream, size=info.size, gzipped=True, file=uri, subject=found.eid)
-        mtime = None if info.mtime_ns is None else info.mtime_ns / 1e9
-        scan = Scan(
-            modality=modality, uri=uri, shape=header.shape, spacing=header.spacing,
-            orientation=header.orientation, dtype=header.dtype, size=info.size, mtime=mtime,
-        )  # fmt: skip
-        return Probe(scan, header.affine)
+        return Probe(scan_of(header, modality, uri, size=info.size, mtime=mtime_of(info)), header.affine)

@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.environment import number
+from brainfoundry.core.errors import DataError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -70,14 +71,7 @@ def patience_s() -> float:
     Raises:
         ConfigError: $BRAINFOUNDRY_RETRY_S is not a number of seconds.
     """
-    text = os.environ.get("BRAINFOUNDRY_RETRY_S", "")
-    try:
-        seconds = float(text) if text else RETRY_S
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ConfigError(f"BRAINFOUNDRY_RETRY_S is {text!r}", fix="give a number of seconds, such as 120")
-    return seconds
+    return number("BRAINFOUNDRY_RETRY_S", RETRY_S, fix="give a number of seconds, such as 120")
 
 
 def is_passing(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from brainfoundry.core import files, paths
-from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.environment import number
 from brainfoundry.store import bricks
 
 log = logging.getLogger(__name__)
@@ -69,15 +69,8 @@ def from_environment() -> ShardCache | None:
     Raises:
         ConfigError: the size is not a number.
     """
-    text = os.environ.get("BRAINFOUNDRY_CACHE_GB", "")
-    try:
-        gigabytes = float(text) if text else DEFAULT_GB
-    except ValueError:
-        gigabytes = -1.0
-    if not 0 <= gigabytes < float("inf"):
-        raise ConfigError(
-            f"BRAINFOUNDRY_CACHE_GB is {text!r}", fix="give gigabytes, such as 20, or 0 for none"
-        )
+    fix = "give gigabytes, such as 20, or 0 for none"
+    gigabytes = number("BRAINFOUNDRY_CACHE_GB", DEFAULT_GB, fix=fix)
     folder = os.environ.get("BRAINFOUNDRY_CACHE") or str(paths.home() / "cache")
     return _cache(str(Path(folder).expanduser()), int(gigabytes * 1e9)) if gigabytes else None
 
