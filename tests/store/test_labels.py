@@ -63,6 +63,28 @@ def test_masks_are_a_channel_of_their_own(masked: tuple[Path, ShardSet]) -> None
         assert (crop[0] == shards.read_crop(shard, row, (0, 0, 0), SHAPE)[0]).all()
 
 
+def test_where_the_lesions_are(masked: tuple[Path, ShardSet]) -> None:
+    _, shards = masked
+    for number in range(4):
+        where = divmod(number, 2)
+        mask = shards.read_volume(*where, "label")
+        found = shards.mask_voxels(*where)
+        assert list(found) == shards.index["label_values"][number].as_py()
+        for label, voxels in found.items():
+            assert voxels.dtype == np.int32
+            assert {tuple(v) for v in voxels.tolist()} == {
+                tuple(v) for v in np.argwhere(mask == label).tolist()
+            }
+            assert len(voxels) == (mask == label).sum()
+
+
+def test_a_set_without_masks_has_no_lesions(tmp_path: Path) -> None:
+    put_brats(tmp_path / "brats", 1, None)
+    reasons(tmp_path / "brats", tmp_path / "out", labels="ignore")
+    with pytest.raises(DataError, match="no modality 'label' in this shard set"):
+        ShardSet.open(str(tmp_path / "out")).mask_voxels(0, 0)
+
+
 def test_the_stream_delivers_masks_beside_the_scans(masked: tuple[Path, ShardSet]) -> None:
     from brainfoundry.stream.batch import read_batch
     from brainfoundry.stream.plan import Plan, PlanSpec

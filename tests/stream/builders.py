@@ -11,6 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from brainfoundry.core.rng import hash64_int
+from brainfoundry.store.convert import convert, inline
+from brainfoundry.store.resplit import resplit
+from brainfoundry.store.shard_task import ConvertSpec
+from tests.store.builders import SHAPE as VOLUME
+from tests.store.builders import brats_intake, lesion, put_brats
 
 MODALITIES = ("T1w", "FLAIR")
 SHAPE = (20, 24, 18)
@@ -100,3 +105,38 @@ def witness(shard: int, row: int, channel: int, corner: Sequence[int], size: Seq
     """The codes of one channel of a crop, from where it lies alone."""
     d, h, w = np.meshgrid(*(np.arange(c, c + s) for c, s in zip(corner, size, strict=True)), indexing="ij")
     return ((shard * 7919 + row * 104729 + channel * 1299709 + d * 31 + h * 17 + w) % 20011).astype(np.int16)
+
+
+def scattered(seed: int) -> np.ndarray:
+    """A mask of single voxels of labels 1, 2 and 4 anywhere in the volume, a few of 4 and many of 1."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(VOLUME, np.uint8)
+    for label, n in ((1, 60), (2, 12), (4, 3)):
+        mask[tuple(rng.integers(0, side, n) for side in VOLUME)] = label
+    return mask
+
+
+PARTS = {
+    "BraTS2021_00001": ("train", 0),
+    "BraTS2021_00002": ("train", 0),
+    "BraTS2021_00003": ("val", 1),
+    "BraTS2021_00004": ("train", 1),
+    "BraTS2021_00005": ("test", 2),
+    "BraTS2021_00006": ("train", 2),
+    "BraTS2021_00007": ("train", None),
+    "BraTS2021_00008": ("val", None),
+    "BraTS2021_00009": ("test", None),
+}
+"""Splits and folds of `labelled_set`: all that `jobs/split.py` may write. Mask 4 is empty; 6 has none."""
+
+
+def labelled_set(folder: Path) -> str:
+    """A shard set of nine cases, FLAIR and T1w, with masks, splits and folds."""
+    for case in range(1, 10):
+        mask = {2: lesion(1, 2, 4), 4: lesion(), 6: None}.get(case, scattered(case))
+        put_brats(folder / "brats", case, mask)
+    spec = ConvertSpec(min_slices=10, rows_per_shard=2)
+    uri = str(folder / "set")
+    convert(brats_intake(folder / "brats", "optional"), uri, spec, executor=inline)
+    resplit(uri, PARTS, {"method": "by hand"})
+    return uri

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from brainfoundry.store.convert import convert, inline
+from brainfoundry.store.reader import ShardSet
 from brainfoundry.store.shard_task import ConvertSpec
 from tests.store.builders import brain, intake, nifti, put
-from tests.stream.builders import make_index, write_set
+from tests.stream.builders import labelled_set, make_index, write_set
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def witness_set(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder that `WitnessReader` opens: seven subjects, two sessions each."""
     return write_set(tmp_path_factory.mktemp("witness"), make_index(7, sessions=2))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """`builders.labelled_set`, opened."""
+    return ShardSet.open(labelled_set(tmp_path_factory.mktemp("labelled")))

@@ -64,6 +64,45 @@ def test_golden_hash() -> None:
     assert plan(5).hash == GOLDEN_HASH
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "50814a416919807be94741d6d01d12a005ca6a90ee0c03f9421376196b86d950"),
+        (
+            {"seed": 3, "crop": (8, 8, 8), "groups_per_step": 2, "subjects_per_group": 1}
+            | {"crops_per_subject": 3, "frame": "reference", "split": "val"},
+            "ad8eab678d44fb5870f55a59bb6ac136c909616fe5b85e60bb0ba1f7840a4e60",
+        ),
+    ],
+)
+def test_plans_from_before_there_were_folds_and_masks_keep_their_hash(
+    changes: dict[str, object], expected: str
+) -> None:
+    index = make_index(7, sessions=2, split=str(changes.get("split", "train")))
+    assert Plan.from_index(index, spec(**changes)).hash == expected
+
+
+def test_a_spec_as_plain_values() -> None:
+    plain = spec().to_dict()
+    assert plain == {
+        "seed": 11, "crop": CROP, "crops_per_subject": 2, "subjects_per_group": 2, "groups_per_step": 12,
+        "frame": "box", "split": "train",
+    }  # fmt: skip
+    later = {"fold": 0, "labelled": True, "foreground": 1.0}
+    assert spec(**(later | {"foreground": 1})).to_dict() == plain | later
+    for changes in ({}, later, {"fold": 3}, {"labelled": True}):
+        values = json.loads(json.dumps(spec(**changes).to_dict()))
+        assert PlanSpec(**values) == spec(**changes)
+
+
+def test_fold_masks_and_foreground_are_part_of_the_hash() -> None:
+    n = 6
+    index = make_index(n).append_column("fold", pa.array([0, 1] * 3, pa.int32()))
+    index = index.append_column("has_label", pa.array([True] * n))
+    some = [{}, {"fold": 0}, {"fold": 1}, {"labelled": True}, {"labelled": True, "foreground": 0.5}]
+    assert len({Plan.from_index(index, spec(**changes)).hash for changes in some}) == 5
+
+
 def test_hash_follows_all_that_changes_rows_and_nothing_else() -> None:
     index = make_index(5)
     base = Plan.from_index(index, spec())
@@ -247,6 +286,9 @@ def test_rows_of_an_impossible_worker_are_refused() -> None:
         ("subjects_per_group", -1, "subjects_per_group is -1"),
         ("groups_per_step", 0, "groups_per_step is 0"),
         ("frame", "whole", "unknown frame 'whole'"),
+        ("foreground", 1.5, "foreground is 1.5.*a share of crops from 0 to 1"),
+        ("foreground", float("nan"), "foreground is nan"),
+        ("foreground", 0.33, "0.33 of the crops are to show lesions.*set labelled too"),
     ],
 )
 def test_impossible_specs_are_refused(field: str, value: object, message: str) -> None:

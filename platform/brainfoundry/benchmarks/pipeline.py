@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,10 @@ class _NoVoxels:
         crop = np.empty((1, *size), np.int16) if out is None else out
         crop.fill(0)
         return crop
+
+    def mask_voxels(self, shard: int, row: int) -> Mapping[int, np.ndarray]:
+        """None."""
+        return {}
 
 
 def _write_index(folder: Path, subjects: int) -> None:

@@ -19,6 +19,13 @@ SCHEMES: dict[str, tuple[int, ...]] = {
     "brats2024": (1, 2, 3, 4),  # 2024 on: a fourth label, such as the resection cavity (GLI: 4)
     "binary": (1,),  # lesion (ATLAS v2.0 and most masks)
 }
+NAMES: dict[str, dict[int, str]] = {
+    "brats2021": {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"},
+    "brats2023": {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"},
+    "brats2024": {1: "necrotic core", 2: "oedema", 3: "enhancing tumour", 4: "resection cavity"},
+    "binary": {1: "lesion"},
+}
+"""What the labels of a scheme mean, for legends and look-up tables."""
 # Schemes that differ in one number only, so that masks of both get into one folder unnoticed.
 _RIVALS = ("brats2021", "brats2023")
 TOLERANCE = 1e-3

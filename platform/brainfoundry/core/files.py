@@ -183,7 +183,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    with fs.open_output_stream(path) as stream:  # object stores show an object only once it is complete
+    # Object stores show an object only once it is complete. Nothing is compressed by its name's ending.
+    with fs.open_output_stream(path, compression=None) as stream:
         stream.write(data)
 
 

@@ -370,5 +370,7 @@ class _Writer:
 
     def _upload(self) -> None:
         self._data.seek(0)
-        with self._storage.inner.open_output_stream(self._path, metadata=self._metadata) as target:
+        # pyarrow would gzip what goes into a name in .gz once more.
+        inner = self._storage.inner
+        with inner.open_output_stream(self._path, compression=None, metadata=self._metadata) as target:
             shutil.copyfileobj(self._data, target, 4 << 20)

@@ -1,10 +1,17 @@
-"""The demo's shard set, made when somebody pretrains without data of their own."""
+"""The demo's shard sets, made when somebody trains without data of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from brainfoundry.cohorts import atlas, brats
 from brainfoundry.cohorts.demo import make_demo_cohort
+from brainfoundry.cohorts.demo_atlas import make_atlas_cohort
+from brainfoundry.cohorts.demo_brats import make_brats_cohort
+from brainfoundry.cohorts.intake import IntakeRules
+from brainfoundry.cohorts.manifest import Manifest
 from brainfoundry.cohorts.ukb import UKBRules, read_ukb, require_eligible
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
@@ -16,8 +23,31 @@ DEMO_SPEC = ConvertSpec(spacing_mm=2.0, n_val=2, rows_per_shard=4)
 """2 mm voxels, because the nano network's 64x32x32 crop should see a good part of the brain."""
 
 
+@dataclass(frozen=True)
+class _Demo:
+    """How one demo shard set comes to be."""
+
+    source: str
+    """Folder of the cohort, below the demo's."""
+    shards: str
+    make: Callable[[str], object]
+    read: Callable[[str, str], Manifest]
+
+
+def _read_brats(source: str, manifest: str) -> Manifest:
+    return brats.read_brats(source, manifest, IntakeRules(modalities=brats.MODALITIES))
+
+
+def _read_atlas(source: str, manifest: str) -> Manifest:
+    return atlas.read_atlas(source, manifest, IntakeRules(modalities=atlas.MODALITIES))
+
+
+def _read_ukb(source: str, manifest: str) -> Manifest:
+    return read_ukb(source, manifest, UKBRules())
+
+
 def ensure_demo_shards(folder: Path, *, make: bool = True) -> str:
-    """URI of the demo's shard set below `folder`, after making cohort and shards if they are not there.
+    """URI of the healthy demo's shard set below `folder`, after making cohort and shards if they are not there.
 
     Args:
         folder: such as `$BRAINFOUNDRY_HOME/demo`; the cohort goes to `ukb/`, the shards to `shards/`.
@@ -26,7 +56,21 @@ def ensure_demo_shards(folder: Path, *, make: bool = True) -> str:
     Raises:
         DataError: there is none and `make` is False.
     """
-    shards = str(folder / "shards")
+    return _ensure(_Demo("ukb", "shards", make_demo_cohort, _read_ukb), folder, make)
+
+
+def ensure_demo_brats(folder: Path, *, make: bool = True) -> str:
+    """The same for the tumour demo: `brats/`, `brats-shards/`."""
+    return _ensure(_Demo("brats", "brats-shards", make_brats_cohort, _read_brats), folder, make)
+
+
+def ensure_demo_atlas(folder: Path, *, make: bool = True) -> str:
+    """The same for the stroke demo: `atlas/`, `atlas-shards/`."""
+    return _ensure(_Demo("atlas", "atlas-shards", make_atlas_cohort, _read_atlas), folder, make)
+
+
+def _ensure(demo: _Demo, folder: Path, make: bool) -> str:
+    shards = str(folder / demo.shards)
     if files.exists(meta_uri(shards)):
         return shards
     if not make:
@@ -34,8 +78,9 @@ def ensure_demo_shards(folder: Path, *, make: bool = True) -> str:
             "there is no demo shard set yet", file=shards, fix="make demo, or name one with --data.shards"
         )
     print(f"no shard set was named: making the demo cohort in {folder} first (about two minutes)", flush=True)
-    make_demo_cohort(str(folder / "ukb"))
-    intake = read_ukb(str(folder / "ukb"), str(folder / "intake.parquet"), UKBRules())
+    source = str(folder / demo.source)
+    demo.make(source)
+    intake = demo.read(source, str(folder / f"{demo.source}-intake.parquet"))
     require_eligible(intake)
     convert(intake, shards, DEMO_SPEC, executor=inline)
     return shards

@@ -127,7 +127,7 @@ class ShardSet:
             size: voxels along the RAS axes.
             channels: modalities by position in `meta.modalities`, and `label_channel`; by default all
                 modalities, never the mask.
-            out: (C, *size) of `dtype` to fill.
+            out: (C, *size) to fill: of `dtype`, or for the mask alone of any that holds its labels.
 
         Returns:
             (C, *size): int16, or float32 where the set has float bricks.
@@ -161,6 +161,17 @@ class ShardSet:
                         elif covered:
                             crop_DHW[to_d, to_h, to_w] = zero
         return crop
+
+    def mask_voxels(self, shard: int, row: int) -> dict[int, np.ndarray]:
+        """Where a session's lesions are: label -> (n, 3) int32 voxels of the RAS grid, brick by brick.
+
+        Reads only the mask's bricks that are not empty. Labels that are not in the mask are not there; of a
+        session without a mask none is.
+
+        Raises:
+            DataError: a set without masks, or a damaged brick.
+        """
+        return self._row(shard, row).voxels(self._channel(LABEL))
 
     def read_volume(self, shard: int, row: int, modality: str) -> np.ndarray:
         """RAS codes of one scan, the whole grid; zeros for a modality the session came without."""

@@ -12,6 +12,9 @@ from brainfoundry.store.meta import BRICK, SHARD_SCHEMA
 REMAKE = "restore the file from a copy, or delete it and shardset.json and run the prepare job again"
 """What to do about a damaged shard set: conversion resumes, and makes only what is missing."""
 
+_PLACES = np.ascontiguousarray(np.indices((BRICK,) * 3, np.int32).reshape(3, -1).T)
+"""Of each voxel of a brick, in C order: where it lies in it."""
+
 
 class StoredRow:
     """A row read back: its head's values, and where each brick lies. Made from one record batch's bytes.
@@ -97,3 +100,17 @@ class StoredRow:
                 part = tuple(slice(a, a + n) for a, n in zip(lo, size, strict=True))
                 codes[part] = buffer[: size[0], : size[1], : size[2]]
         return codes
+
+    def voxels(self, channel: int) -> dict[int, np.ndarray]:
+        """Voxels of each code that is not 0: code -> (n, 3) int32 of the RAS grid, brick by brick."""
+        buffer = np.empty((BRICK,) * 3, self.code_dtypes[channel])
+        flat = buffer.reshape(-1)
+        codes, places = [flat[:0]], [_PLACES[:0]]
+        for number, brick in enumerate(np.ndindex(*self.grid)):
+            if self.brick(channel, number, buffer):
+                found = np.flatnonzero(flat != 0)
+                codes.append(flat[found])
+                places.append(_PLACES.take(found, axis=0))
+                places[-1] += np.add(self.box_lo, np.multiply(brick, BRICK), dtype=np.int32)
+        codes_N, places_N3 = np.concatenate(codes), np.concatenate(places)
+        return {int(code): places_N3.compress(codes_N == code, axis=0) for code in np.unique(codes_N)}

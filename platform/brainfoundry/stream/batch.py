@@ -15,13 +15,16 @@ from torch import Tensor
 from brainfoundry.core.errors import DataError
 from brainfoundry.stream.crops import SCAN_NUMBERS, CropReader, ScanTable, one_array, read_crops
 
+# Columns of raw volumes in a table of crops.
+_BYTES = ("voxels", "mask")
+
 
 @dataclass
 class CropBatch:
     """Crops of whole groups, in plan order. N crops, C channels, D x H x W voxels (RAS axes).
 
     A voxel's value is `code * slope + inter`; `zero_code` is the code of value 0 and what padding holds.
-    `codes_NCDHW` may share memory with the object store: write into a copy, never into it.
+    Codes and labels may share memory with the object store: write into a copy, never into them.
     """
 
     step: int
@@ -50,6 +53,8 @@ class CropBatch:
     """int64: the bits of the plan's crop_seed, viewed as signed."""
     subjects: list[str]
     """Subject of each crop."""
+    labels_NDHW: Tensor | None = None
+    """uint8 labels of the session's mask, 0 outside the scanned volume; None in a stream without masks."""
 
     def __len__(self) -> int:
         """Number of crops."""
@@ -115,55 +120,65 @@ class BatchReader:
     Args:
         shardset: an open shard set.
         channels: modalities to read, as positions in the shard set's order; C = len(channels).
+        label: the masks' channel (`ShardSet.label_channel`), to read them too.
 
     Example:
         >>> read = BatchReader(shardset, (0, 1))
         >>> batch = read(plan.rows(7, 8))
     """
 
-    def __init__(self, shardset: CropReader, channels: Sequence[int]) -> None:
+    def __init__(self, shardset: CropReader, channels: Sequence[int], label: int | None = None) -> None:
         self._shardset = shardset
-        self._scans = ScanTable(shardset.index, channels)  # walks the whole index: once, not once a batch
+        # Walks the whole index: once, not once a batch.
+        self._scans = ScanTable(shardset.index, channels, label)
 
     def __call__(self, rows: pa.Table) -> CropBatch:
         """The batch of the rows of one step, as `Plan.rows` gives them."""
         return batch_of([read_crops(self._shardset, self._scans, rows)])
 
 
-def read_batch(shardset: CropReader, rows: pa.Table, channels: Sequence[int]) -> CropBatch:
+def read_batch(
+    shardset: CropReader, rows: pa.Table, channels: Sequence[int], label: int | None = None
+) -> CropBatch:
     """The crops of one step, read directly; for many steps use a `BatchReader`."""
-    return BatchReader(shardset, channels)(rows)
+    return BatchReader(shardset, channels, label)(rows)
 
 
 def _tensors(tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """Tensors of CropBatch's names from crop tables in order: N crops over all of them.
-
-    The codes share memory with the table where it is one contiguous piece, and are copied once otherwise.
-    """
-    rows = pa.concat_tables([t.drop_columns(["voxels"]) for t in tables])
+    """Tensors of CropBatch's names from crop tables in order: N crops over all of them."""
+    rows = pa.concat_tables([t.select([n for n in t.column_names if n not in _BYTES]) for t in tables])
     sizes = _matrix(rows["size"])
     if (sizes != sizes[0]).any():
         raise DataError("crops of one step differ in size", fix="report this: a plan has one crop size")
     size = tuple(int(n) for n in sizes[0])
-    pieces = [_codes(chunk, size) for table in tables for chunk in table["voxels"].chunks if len(chunk)]
-    if len(pieces) == 1:
-        codes = pieces[0]
-    else:
-        mixed = any(p.dtype == torch.float32 for p in pieces)
-        codes = torch.empty((rows.num_rows, *size), dtype=torch.float32 if mixed else torch.int16)
-        start = 0
-        for piece in pieces:
-            codes[start : start + len(piece)] = piece
-            start += len(piece)
+    labelled = "mask" in tables[0].column_names
     per_scan = (*SCAN_NUMBERS, "present")
     tensors = {f"{name}_NC": torch.from_numpy(_matrix(rows[name]).copy()) for name in per_scan}
     return {
-        "codes_NCDHW": codes,
+        "codes_NCDHW": _volumes(tables, "voxels", size),
+        "labels_NDHW": _volumes(tables, "mask", size[1:]) if labelled else None,
         **tensors,
         "inside_lo_N3": torch.from_numpy(_matrix(rows["inside_lo"]).copy()),
         "inside_hi_N3": torch.from_numpy(_matrix(rows["inside_hi"]).copy()),
         "seeds_N": torch.from_numpy(rows["crop_seed"].to_numpy().view(np.int64).copy()),
     }
+
+
+def _volumes(tables: Sequence[pa.Table], name: str, size: tuple[int, ...]) -> torch.Tensor:
+    """(N, *size) of a column of bytes.
+
+    Shares memory with the table where it is one contiguous piece, and is copied once otherwise.
+    """
+    pieces = [_codes(chunk, size) for table in tables for chunk in table[name].chunks if len(chunk)]
+    if len(pieces) == 1:
+        return pieces[0]
+    widest = max((p.dtype for p in pieces), key=lambda dtype: dtype.itemsize)
+    whole = torch.empty((sum(map(len, pieces)), *size), dtype=widest)
+    start = 0
+    for piece in pieces:
+        whole[start : start + len(piece)] = piece
+        start += len(piece)
+    return whole
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -172,15 +187,15 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _codes(chunk: pa.LargeBinaryArray, size: tuple[int, ...]) -> torch.Tensor:
-    """The (n, C, D, H, W) codes of a chunk, sharing its memory; the item size tells int16 from float32."""
+    """The (n, *size) codes or labels of a chunk, sharing its memory; the item size tells their dtype."""
     _, offsets_buffer, data = chunk.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
     voxels = int(np.prod(size))
     lengths = np.diff(offsets)
-    dtype = {2: torch.int16, 4: torch.float32}.get(int(lengths[0]) // voxels)
+    dtype = {1: torch.uint8, 2: torch.int16, 4: torch.float32}.get(int(lengths[0]) // voxels)
     if dtype is None or (lengths != lengths[0]).any() or lengths[0] % voxels:
         raise DataError(
-            f"crops of {sorted(set(lengths.tolist()))} bytes are not int16 or float32 of {size} voxels",
+            f"crops of {sorted(set(lengths.tolist()))} bytes are no uint8, int16 or float32 of {size} voxels",
             fix="run the job again; report this if it comes back",
         )
     # torch warns of any read-only buffer; a ctypes view of the same memory is silent, and keeps it alive.

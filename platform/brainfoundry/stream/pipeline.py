@@ -74,6 +74,8 @@ class Share:
     spec: PlanSpec
     channels: tuple[int, ...]
     """Modalities to read, as positions in the shard set's order."""
+    label: int | None = None
+    """The masks' channel (`ShardSet.label_channel`), to read them too."""
     start_step: int
     stop_step: int
     rank: int = 0
@@ -95,7 +97,7 @@ class Share:
 def groups_per_chunk(share: Share, fetch: FetchOptions) -> int:
     """Groups of a chunk: whole steps where they fit, else an equal part of a step, else one group."""
     voxels = share.spec.crop[0] * share.spec.crop[1] * share.spec.crop[2]
-    crop_bytes = voxels * len(share.channels) * 2
+    crop_bytes = voxels * (len(share.channels) * 2 + (share.label is not None))
     rows = min(fetch.rows_per_chunk, (fetch.chunk_mib << 20) // crop_bytes)
     fit = max(1, rows // share.spec.crops_per_group)
     per_step = share.groups_per_step
@@ -153,7 +155,7 @@ class _Fetch:
                 file=self._share.shards,
                 fix="submit the job again: it goes on from its newest checkpoint if people only withdrew",
             )
-        self._scans = ScanTable(self._reader.index, self._share.channels)
+        self._scans = ScanTable(self._reader.index, self._share.channels, self._share.label)
 
     def __call__(self, numbers: pa.Table) -> Iterator[pa.Table]:
         if not hasattr(self, "_scans"):

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.core.rng import hash64, key_of
 from brainfoundry.store.reader import ShardSet
+from brainfoundry.stream.folds import split_view
 from brainfoundry.stream.frames import FRAMES, Frame, draw_corners, frame_bounds
 from brainfoundry.stream.order import Visits
 
@@ -42,10 +44,14 @@ PLAN_SCHEMA = pa.schema(
 
 # Key of the crop size (JSON) in the metadata of a plan table's schema.
 CROP_METADATA = b"brainfoundry.crop"
+# Likewise, where there are foreground crops: their share, and the frame in which they are placed.
+FOREGROUND_METADATA = b"brainfoundry.foreground"
 
 INDEX_COLUMNS = ["subject", "session", "split", "shard", "row", "shape", "box_lo", "box_hi"]
 
 _CROP = key_of("stream.crop")
+# Fields of `PlanSpec` that came after the first plans were hashed.
+_LATER = ("fold", "labelled", "foreground")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +72,17 @@ class PlanSpec:
     """Where crops may lie: `box` (foreground box) or `reference` (what the released transforms make)."""
     split: str = "train"
     """Split of the cohort to visit."""
+    fold: int | None = None
+    """Fold to hold out: its sessions are split `held_out`, all other folds' `train` (`folds.split_view`)."""
+    labelled: bool = False
+    """Visit only sessions that have a mask."""
+    foreground: float = 0.0
+    """Share of crops centred on a lesion's voxel (nnU-Net: 0.33). The others are uniform in the frame, as are
+    all crops of a session whose mask is empty."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "crop", tuple(int(c) for c in self.crop))
+        object.__setattr__(self, "foreground", float(self.foreground))
         if len(self.crop) != 3 or min(self.crop) < 1:
             raise ConfigError(
                 f"crop {self.crop} is not three positive sizes", fix="give e.g. 96 96 96 voxels"
@@ -78,6 +92,21 @@ class PlanSpec:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix=f"set {name} to at least 1")
         if self.frame not in FRAMES:
             raise ConfigError(f"unknown frame {self.frame!r}", fix=f"choose one of {', '.join(FRAMES)}")
+        if not 0 <= self.foreground <= 1:
+            raise ConfigError(f"foreground is {self.foreground}", fix="give a share of crops from 0 to 1")
+        if self.foreground and not self.labelled:
+            raise ConfigError(
+                f"{self.foreground:g} of the crops are to show lesions, but sessions need not have a mask",
+                fix="set labelled too, or foreground to 0",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for hashes, cards and receipts; `PlanSpec(**values)` is the inverse.
+
+        Fields that came later are left out at their default, so that earlier plans keep their hash.
+        """
+        default = {f.name: f.default for f in fields(self)}
+        return {n: v for n, v in asdict(self).items() if n not in _LATER or v != default[n]}
 
     @property
     def crops_per_group(self) -> int:
@@ -111,10 +140,16 @@ def _either(values: list[int | None]) -> str:
 
 
 class Plan:
-    """The rows of a run, lazily. Open one with `Plan.open` or `Plan.from_index`."""
+    """The rows of a run, lazily. Open one with `Plan.open` or `Plan.from_index`.
 
-    def __init__(self, index: pa.Table, spec: PlanSpec, *, source: str = "the index") -> None:
-        table = _eligible(index, spec, source)
+    Args:
+        sessions: those to visit, and no others (`eligible`); a receipt keeps them.
+        spec: the plan.
+        source: where they came from, for messages.
+    """
+
+    def __init__(self, sessions: pa.Table, spec: PlanSpec, *, source: str = "the index") -> None:
+        table = _in_order(sessions, source)
         self.spec = spec
         self._subject = table["subject"].combine_chunks()
         self._session = table["session"].combine_chunks()
@@ -128,7 +163,7 @@ class Plan:
         if self.n_subjects < spec.subjects_per_group:
             raise ConfigError(
                 f"a group needs {spec.subjects_per_group} subjects but split {spec.split!r} has"
-                f" {self.n_subjects}",
+                f" {self.n_subjects}{' with a mask' if spec.labelled else ''}",
                 file=source,
                 fix="lower subjects_per_group or add subjects",
             )
@@ -142,12 +177,12 @@ class Plan:
             ConfigError: no eligible subject, or fewer than a group takes.
         """
         shards = ShardSet.open(shards_uri)
-        return cls(shards.index, spec, source=shards.uri)
+        return cls(eligible(shards.index, spec, shards.uri), spec, source=shards.uri)
 
     @classmethod
     def from_index(cls, index_table: pa.Table, spec: PlanSpec) -> Plan:
         """The plan over an index already in memory (`ShardSet.index`)."""
-        return cls(index_table, spec)
+        return cls(eligible(index_table, spec), spec)
 
     @property
     def n_subjects(self) -> int:
@@ -173,7 +208,7 @@ class Plan:
     def hash(self) -> str:
         """SHA-256 (hex) over spec and sessions: equal hashes mean equal rows at every step."""
         digest = hashlib.sha256()
-        digest.update(json.dumps({"version": PLAN_VERSION, **asdict(self.spec)}, sort_keys=True).encode())
+        digest.update(json.dumps({"version": PLAN_VERSION, **self.spec.to_dict()}, sort_keys=True).encode())
         for names in (self._subject, self._session):
             digest.update(json.dumps(names.to_pylist()).encode())
         for numbers in (self._shard, self._row, self._shape, self._box_lo, self._box_hi):
@@ -260,6 +295,8 @@ class Plan:
             pa.FixedSizeListArray.from_arrays(pa.array(corner.ravel()), 3),
         ]
         metadata = {CROP_METADATA: json.dumps(spec.crop)}
+        if spec.foreground:
+            metadata[FOREGROUND_METADATA] = json.dumps([spec.foreground, spec.frame])
         return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA.with_metadata(metadata))
 
 
@@ -273,18 +310,23 @@ def triples(column: pa.ChunkedArray) -> np.ndarray:
     return flat.astype(np.int64).reshape(-1, 3)
 
 
-def _eligible(index: pa.Table, spec: PlanSpec, source: str) -> pa.Table:
-    missing = [name for name in INDEX_COLUMNS if name not in index.column_names]
-    if missing:
-        raise DataError(
-            f"index lacks the columns {', '.join(missing)}", file=source, fix="convert the cohort again"
-        )
-    table = index.select(INDEX_COLUMNS)
-    for name in ("subject", "session"):
-        table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
-    table = table.filter(pc.equal(table["split"], spec.split))
+def eligible(index: pa.Table, spec: PlanSpec, source: str = "the index") -> pa.Table:
+    """`INDEX_COLUMNS` of the sessions that a plan visits, in the index's order.
+
+    Raises:
+        DataError: the index lacks a column that the spec needs.
+        ConfigError: nobody is eligible.
+    """
+    needed = [
+        *INDEX_COLUMNS,
+        *(["fold"] if spec.fold is not None else []),
+        *(["has_label"] if spec.labelled else []),
+    ]
+    _check_columns(index, needed, source)
+    view = split_view(index.select(needed), spec.fold, source=source)
+    table = view.filter(pc.equal(view["split"], spec.split))
     if table.num_rows == 0:
-        splits = sorted({s for s in index["split"].unique().to_pylist() if s})
+        splits = sorted({s for s in view["split"].unique().to_pylist() if s})
         raise ConfigError(
             f"no eligible subject in split {spec.split!r}",
             file=source,
@@ -292,6 +334,31 @@ def _eligible(index: pa.Table, spec: PlanSpec, source: str) -> pa.Table:
             if splits
             else "convert a cohort with subjects",
         )
+    if spec.labelled:
+        table = table.filter(table["has_label"])
+        if table.num_rows == 0:
+            raise ConfigError(
+                f"no session of split {spec.split!r} has a mask",
+                file=source,
+                fix="convert the cohort with its masks (--labels required)",
+            )
+    return table.select(INDEX_COLUMNS)
+
+
+def _check_columns(table: pa.Table, needed: list[str], source: str) -> None:
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"index lacks the columns {', '.join(missing)}", file=source, fix="convert the cohort again"
+        )
+
+
+def _in_order(sessions: pa.Table, source: str) -> pa.Table:
+    """Sessions ascending in (subject, session), each there once."""
+    _check_columns(sessions, INDEX_COLUMNS, source)
+    table = sessions.select(INDEX_COLUMNS)
+    for name in ("subject", "session"):
+        table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
     table = table.sort_by([("subject", "ascending"), ("session", "ascending")])
     pairs = table.group_by(["subject", "session"]).aggregate([([], "count_all")])
     if pairs.num_rows != table.num_rows:

@@ -41,6 +41,7 @@ class PlanDataConfig(DataConfig):
         shards: URI of the shard set.
         spec: the plan.
         channels: modalities to read, as positions in the shard set's order.
+        label: the masks' channel (`ShardSet.label_channel`), to read them too.
         stop_step: one past the run's last step.
         start_step: asked at each start of the worker group for the step to begin with; picklable.
         fetch: how to read.
@@ -54,6 +55,7 @@ class PlanDataConfig(DataConfig):
         shards: str,
         spec: PlanSpec,
         channels: tuple[int, ...],
+        label: int | None = None,
         stop_step: int,
         start_step: Callable[[], int],
         fetch: FetchOptions | None = None,
@@ -64,6 +66,7 @@ class PlanDataConfig(DataConfig):
         self._shards = files.absolute(shards)
         self._spec = spec
         self._channels = tuple(channels)
+        self._label = label
         self._stop_step = stop_step
         self._start_step = start_step
         self._fetch = fetch or FetchOptions()
@@ -98,6 +101,7 @@ class PlanDataConfig(DataConfig):
                         shards=self._shards,
                         spec=self._spec,
                         channels=self._channels,
+                        label=self._label,
                         start_step=start,
                         stop_step=self._stop_step,
                         rank=rank,
