@@ -22,7 +22,7 @@ def test_every_size_can_be_pretrained_with_its_own_crop(size: str) -> None:
     [
         (
             (32, 32, 32),
-            "leaves 1 bottleneck token where the heads read 2. Fix: the nearest valid sizes are 64x32x32",
+            "leaves 1 bottleneck token where the network needs 2. Fix: the nearest valid sizes are 64x32x32",
         ),
         ((90, 96, 96), "multiple of 32 voxels. Fix: the nearest valid sizes are 96x96x96"),
         ((96, 64, 96), "last two sides must be equal"),

@@ -129,7 +129,7 @@ def test_every_parameter_learns_and_checkpointing_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("crop", "says"),
     [
-        ((32, 32, 32), "leaves 1 bottleneck token where the heads read 2"),
+        ((32, 32, 32), "leaves 1 bottleneck token where the network needs 2"),
         ((48, 48, 48), "every side must be a multiple of 32 voxels"),
     ],
 )

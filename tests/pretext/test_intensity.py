@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from monai.transforms import NormalizeIntensity
 
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.pretext.intensity import inside_mask, normalise
@@ -87,6 +88,50 @@ def test_zscore_of_a_modality_without_contrast_stays_finite() -> None:
         assert torch.isfinite(x).all()
 
 
+def test_zscore_crop_is_what_monai_makes_of_the_values_of_the_same_crop() -> None:
+    generator = torch.Generator().manual_seed(4)
+    codes = torch.randint(-2000, 2000, (3, 2, 12, 10, 8), dtype=torch.int16, generator=generator)
+    codes[:, 0, :5], codes[:, 1, :, :3] = 7, -30  # background, and each channel's own code of it
+    codes[1, 0] = 7  # no brain in this crop's channel
+    codes[2, 1] = torch.where(codes[2, 1] == -30, -30, 90).to(torch.int16)  # brain without contrast
+    slope, inter = torch.tensor([[0.25, 3.0]] * 3), torch.tensor([[-7 * 0.25, 90.0]] * 3)
+    given = batch(
+        codes,
+        slope=slope.tolist(),
+        inter=inter.tolist(),
+        zero_code=[[7.0, -30.0]] * 3,
+        mean=[[1e4, float("nan")]] * 3,  # the volume's: without influence
+        sd=[[1e-3, 0.0]] * 3,
+    )
+    x, saturated = normalise(given, "zscore_crop")
+    wide = (slice(None), slice(None), None, None, None)
+    values = codes.float() * slope[wide] + inter[wide]
+    monai = NormalizeIntensity(nonzero=True, channel_wise=True)
+    expected = torch.stack([torch.as_tensor(monai(crop.clone())) for crop in values])
+    torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-6)
+    assert float(x[0].abs().max()) > 1.5 and not x[1, 0].any() and not x[2, 1].any()
+    assert not x[values == 0].any()
+    assert float(saturated) == 0.0 and x.dtype == torch.float32
+
+
+def test_zscore_crop_knows_nothing_of_the_other_crops() -> None:
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 900, (3, 2, 6, 6, 6), dtype=torch.int16, generator=generator)
+    one = [[1.0, 1.0]]
+    zero = [[0.0, 0.0]]
+
+    def rule(codes: torch.Tensor) -> torch.Tensor:
+        n = len(codes)
+        return normalise(
+            batch(codes, slope=one * n, inter=zero * n, zero_code=zero * n, mean=one * n, sd=one * n),
+            "zscore_crop",
+        )[0]
+
+    assert torch.equal(rule(codes), torch.cat([rule(codes[i : i + 1]) for i in range(3)]))
+    # So flips may come after it, though the released code's come before.
+    torch.testing.assert_close(rule(codes.flip(2, 4)), rule(codes).flip(2, 4), rtol=1e-5, atol=1e-6)
+
+
 def test_ct_window_maps_clips_and_counts() -> None:
     values = [-1500.0, -1000.0, -500.0, 0.0, 500.0, 1000.0, 1000.5, 4000.0]
     codes = torch.tensor(values).view(1, 1, 1, 1, 8)
@@ -118,7 +163,7 @@ def test_ct_window_keeps_padding_at_zero_and_out_of_the_share() -> None:
     assert float(saturated) == pytest.approx(1 / 6)
 
 
-@pytest.mark.parametrize("rule", ["zscore_nonzero", "ct_window"])
+@pytest.mark.parametrize("rule", ["zscore_nonzero", "zscore_crop", "ct_window"])
 def test_rules_never_wait_for_the_device(rule: str) -> None:
     one = [[1.0]] * 2
     given = batch(
@@ -138,12 +183,12 @@ def test_inside_mask_is_the_half_open_box() -> None:
 
 def test_unknown_rule_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"intensity rule 'minmax' does not exist.*zscore_nonzero, ct_window"
+        ConfigError, match=r"intensity rule 'minmax' does not exist.*zscore_nonzero, zscore_crop, ct_window"
     ):
         normalise(SimpleNamespace(), "minmax")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rule", ["zscore_nonzero", "ct_window"])
+@pytest.mark.parametrize("rule", ["zscore_nonzero", "zscore_crop", "ct_window"])
 @pytest.mark.parametrize("statistic", [0.0, 50.0, float("nan")])
 def test_an_absent_modality_is_exactly_zero_and_leaves_the_other_alone(rule: str, statistic: float) -> None:
     codes = torch.zeros(2, 2, 3, 3, 3, dtype=torch.int16)

@@ -12,6 +12,7 @@ from brainfoundry.cohorts.ukb import UKBRules, read_ukb
 from brainfoundry.store.convert import convert, inline
 from brainfoundry.store.shard_task import ConvertSpec
 from tests.cohorts.builders import put_zip
+from tests.training.labelled import make_labelled
 
 SUBJECTS = 9
 SHAPE = (72, 44, 40)
@@ -38,3 +39,9 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     spec = ConvertSpec(min_slices=20, n_val=2, rows_per_shard=4)
     convert(intake, str(folder / "shards"), spec, executor=inline)
     return str(folder / "shards")
+
+
+@pytest.fixture(scope="session")
+def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a shard set: 9 cases with masks, FLAIR and T1w (`labelled.make_labelled`)."""
+    return make_labelled(tmp_path_factory.mktemp("labelled"))

@@ -148,3 +148,43 @@ def test_foreign_pickles_are_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load(uri)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_waits_for_its_verdict(folder: str) -> None:
+    writer = CheckpointWriter(folder, keep_last=1, best_by="dice", higher=True)
+    for step in (10, 20, 30):
+        writer.hold([step])
+        writer.save(card(step), MODEL, STATE)
+        writer.wait()
+    assert checkpoint.list_steps(folder) == [10, 20, 30] and writer.best_step is None
+    writer.judge(20, {"val/dice": 0.7, "val/hd95": 3.0})  # verdicts come in any order
+    assert writer.best_step == 20 and checkpoint.list_steps(folder) == [10, 20, 30]
+    writer.judge(10, {"val/dice": 0.5})
+    assert checkpoint.list_steps(folder) == [20, 30]  # neither newest nor best
+    writer.judge(30, {"val/dice": float("nan")})  # nothing was defined: it is kept as the newest only
+    assert writer.best_step == 20
+    back = checkpoint.load(checkpoint.checkpoint_uri(folder, 20))  # the card was written anew, and holds
+    assert back.card.metrics == {"val/dice": 0.7, "val/hd95": 3.0}
+    again = CheckpointWriter(folder, keep_last=1, best_by="dice", higher=True)  # after a restart
+    assert again.best_step == 20
+    again.save(card(40, metrics={"val/dice": 0.9}), MODEL, STATE)
+    again.wait()
+    assert checkpoint.list_steps(folder) == [40]
+
+
+def test_a_verdict_on_what_was_deleted_by_hand_is_taken_calmly(folder: str) -> None:
+    writer = CheckpointWriter(folder, keep_last=3, best_by="dice", higher=True)
+    writer.judge(10, {"val/dice": 0.5})
+    assert writer.best_step is None
+
+
+def test_cards_from_before_there_were_stages_are_read(folder: str) -> None:
+    uri = checkpoint.save(folder, card(), MODEL, STATE)
+    path = files.join(uri, "card.json")
+    value = files.read_json(path)
+    for name in ("feeds", "task", "init"):
+        del value[name]
+    files.write_json(path, value)
+    found = checkpoint.read_card(uri)
+    assert (found.feeds, found.task, found.init) == ({}, {}, {})
+    card().refuse_mismatch(found, uri)

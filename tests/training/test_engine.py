@@ -8,8 +8,9 @@ import torch
 from brainfoundry.core.errors import CheckpointError, ConfigError
 from brainfoundry.models.sizes import EncoderSpec
 from brainfoundry.training.checkpoint import to_cpu
-from brainfoundry.training.config import OptimConfig
+from brainfoundry.training.config import InitConfig, OptimConfig
 from brainfoundry.training.engine import Engine
+from brainfoundry.training.initialise import parameter_groups
 from brainfoundry.training.objectives import build_objective
 from tests.training.batches import make_batch
 
@@ -157,3 +158,50 @@ def test_objective_options_are_checked(options: tuple[str, ...], words: str) -> 
 def test_an_unknown_objective_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match="inpaint_rotate_contrast"):
         build_objective("mae_of_tomorrow")
+
+
+def test_an_average_is_judged_and_kept_and_resumes_to_the_bit() -> None:
+    straight = make_engine(ema=0.5)
+    for step in range(4):
+        straight.step(step, make_batch(step, 1))
+    assert straight.best is not straight.bare
+    averaged, learning = straight.best.state_dict(), straight.bare.state_dict()
+    assert any(not torch.equal(averaged[k], learning[k]) for k in learning)
+
+    first = make_engine(ema=0.5)
+    for step in range(2):
+        first.step(step, make_batch(step, 1))
+    saved = to_cpu({"model": first.best.state_dict(), **first.state()})
+    second = make_engine(ema=0.5)
+    second.load(saved.pop("model"), saved, "here")
+    for step in range(2, 4):
+        second.step(step, make_batch(step, 1))
+    for one, other in ((straight.bare, second.bare), (straight.best, second.best)):
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+def test_the_average_is_what_its_decay_says() -> None:
+    engine = make_engine(ema=0.9, warmup=0)
+    name, watched = next(iter(engine.bare.named_parameters()))
+    expected = None
+    for step in range(3):
+        engine.step(step, make_batch(step, 1))
+        now = watched.detach().clone()
+        expected = now if expected is None else 0.9 * expected + 0.1 * now  # the first counts whole
+    assert torch.allclose(dict(engine.best.named_parameters())[name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_learn_at_their_own_rate_and_frozen_weights_stay() -> None:
+    objective = build_objective("inpaint_rotate_contrast")
+    torch.manual_seed(0)
+    network = objective.network(EncoderSpec(size="nano", in_channels=2))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    init = InitConfig(freeze="encoder_but_stem", layer_decay=0.5)
+    config = OptimConfig(steps=100, warmup=0, lr=1e-3, precision="fp32")
+    groups = parameter_groups(network, init, lr=config.lr, weight_decay=0.0)
+    engine = Engine(network, objective, config, "zscore_nonzero", CPU, groups)
+    engine.step(0, make_batch(0, 1))
+    assert [g["lr"] for g in engine.optimizer.param_groups] == [1e-3 * g["lr_scale"] for g in groups]
+    moved = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(not k.startswith("swinViT.") or ".patch_embed." in k for k in moved)
+    assert any(".patch_embed." in k for k in moved)

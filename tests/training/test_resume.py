@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.training.checkpoint import checkpoint_uri, latest_step
 from brainfoundry.training.config import ClusterConfig, PretrainConfig
-from brainfoundry.training.launch import pretrain, resolve_task
+from brainfoundry.training.launch import train
 from brainfoundry.training.presets import DEMO
 from brainfoundry.training.receipt import who
 from brainfoundry.training.receipt_read import check, read_receipt
+from brainfoundry.training.resolve import resolve_task
 from brainfoundry.training.runs import find_place
 
 pytestmark = pytest.mark.slow
@@ -52,7 +53,7 @@ def configuration(storage: Path, shards: str, workers: int, name: str, groups: i
 def run(config: PretrainConfig) -> dict[str, Any]:
     shards = ShardSet.open(str(config.data.shards))
     place = find_place(config, str(config.storage), shards.meta.manifest_hash)
-    return pretrain(resolve_task(config, shards, place))
+    return train(resolve_task(config, shards, place))
 
 
 def weights(storage: Path, name: str, step: int = STEPS) -> dict[str, torch.Tensor]:

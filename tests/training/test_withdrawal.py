@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from brainfoundry.store.withdraw import withdraw
 from brainfoundry.training import checkpoint
 from brainfoundry.training.card import Card, withdrawn_since
 from brainfoundry.training.config import ClusterConfig, PretrainConfig
-from brainfoundry.training.launch import pretrain, resolve_task
+from brainfoundry.training.launch import train
 from brainfoundry.training.leak_gate import gate, open_test_set
 from brainfoundry.training.presets import DEMO
 from brainfoundry.training.receipt import runs_that_saw, who
 from brainfoundry.training.receipt_read import check, read_receipt
+from brainfoundry.training.resolve import resolve_task
 from brainfoundry.training.runs import default_name, find_place, identity_hash
 from brainfoundry.training.seen import encode_seen, load_seen, own_scans, seen_table
 from tests.training.test_checkpoint import MODEL, STATE
@@ -167,7 +168,7 @@ def test_a_run_killed_goes_on_after_a_withdrawal(shards: str, tmp_path: Path, ra
     kill: Callable[[], None] = lambda: train_workers(psutil.Process())[-1].kill()  # noqa: E731
     thread = when_saved(storage, task.name, kill)
     with pytest.raises(BrainFoundryError):
-        pretrain(task)
+        train(task)
     thread.join()
     reached = checkpoint.latest_step(task.checkpoints)
     assert 3 <= reached < 12
@@ -176,7 +177,7 @@ def test_a_run_killed_goes_on_after_a_withdrawal(shards: str, tmp_path: Path, ra
     withdraw(shards, [gone])
     again = resolve(config)
     assert again.run_dir == task.run_dir and again.notes
-    summary = pretrain(again)
+    summary = train(again)
     assert summary["first_step"] == reached and summary["notes"] == list(again.notes)
 
     receipt = read_receipt(task.run_dir)
@@ -201,4 +202,4 @@ def test_a_run_killed_goes_on_after_a_withdrawal(shards: str, tmp_path: Path, ra
 
 
 def _json(spec: Any) -> dict[str, Any]:
-    return {**asdict(spec), "crop": list(spec.crop)}
+    return {**spec.to_dict(), "crop": list(spec.crop)}

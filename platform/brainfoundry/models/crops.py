@@ -52,7 +52,7 @@ def _problem(crop: tuple[int, int, int], min_tokens: int, square: bool) -> str:
     if square and crop[1] != crop[2]:
         return "the last two sides must be equal, because the crop is rotated by 90 degrees in their plane"
     if _tokens(crop) < min_tokens:
-        return f"it leaves {_tokens(crop)} bottleneck token where the heads read {min_tokens}"
+        return f"it leaves {_tokens(crop)} bottleneck token where the network needs {min_tokens}"
     return ""
 
 

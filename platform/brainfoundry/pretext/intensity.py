@@ -1,13 +1,15 @@
 """From stored codes to what the network sees: intensity rules, applied on the device to whole batches.
 
-A code q stands for the value `q * slope + inter`. Two rules, recorded on the checkpoint's card because
-weights learnt under one are of little use under the other:
+A code q stands for the value `q * slope + inter`. The rule is recorded on the checkpoint's card, because
+weights learnt under one are of little use under another:
 
 - `zscore_nonzero`: z-score by mean and standard deviation of the volume's own non-zero voxels; background 0.
+- `zscore_crop`: the same by those of the crop's own non-zero voxels, as the released fine-tuning code does
+  (NormalizeIntensity of the non-zero voxels of each channel, after the crop). A crop without any stays 0.
 - `ct_window`: the released pretraining code's rule, (value + 1000) / 2000 clipped to 0..1. On MRI it maps the
   background to 0.5 and saturates whatever is above 1000; padding outside the scanned volume stays 0.
 
-Under both, every voxel of a modality the session came without is exactly 0, and counts as none.
+Under each, every voxel of a modality the session came without is exactly 0, and counts as none.
 """
 
 from __future__ import annotations
@@ -83,8 +85,23 @@ def _zscore_nonzero(batch: CodedBatch) -> tuple[torch.Tensor, torch.Tensor]:
     sd_NC = torch.where(batch.sd_NC > 0, batch.sd_NC, torch.ones_like(batch.sd_NC))
     mean_NC = torch.nan_to_num(batch.mean_NC)
     x = _affine(batch, batch.slope_NC / sd_NC, (batch.inter_NC - mean_NC) / sd_NC)
-    background = batch.codes_NCDHW == _wide(batch.zero_code_NC).to(batch.codes_NCDHW.dtype)
-    return x.masked_fill_(background, 0.0), x.new_zeros(())
+    return x.masked_fill_(_background(batch), 0.0), x.new_zeros(())
+
+
+def _zscore_crop(batch: CodedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    x = _affine(batch, batch.slope_NC, batch.inter_NC)
+    background = _background(batch)
+    count_NC = (~background).sum(dim=(2, 3, 4)).clamp_(min=1)
+    mean_NC = x.masked_fill_(background, 0.0).sum(dim=(2, 3, 4)) / count_NC
+    x.sub_(_wide(mean_NC)).masked_fill_(background, 0.0)
+    sd_NC = (x.square().sum(dim=(2, 3, 4)) / count_NC).sqrt_()
+    # Without contrast: centred and left at its own scale, as MONAI does.
+    return x.div_(_wide(torch.where(sd_NC > 0, sd_NC, torch.ones_like(sd_NC)))), x.new_zeros(())
+
+
+def _background(batch: CodedBatch) -> torch.Tensor:
+    """True where a voxel holds the code of value 0: bool (N, C, D, H, W)."""
+    return batch.codes_NCDHW == _wide(batch.zero_code_NC).to(batch.codes_NCDHW.dtype)
 
 
 def _ct_window(batch: CodedBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,6 +171,7 @@ def _clear_outside(x: torch.Tensor, lo_N3: torch.Tensor, hi_N3: torch.Tensor) ->
 
 RULES: dict[str, Callable[[CodedBatch], tuple[torch.Tensor, torch.Tensor]]] = {
     "zscore_nonzero": _zscore_nonzero,
+    "zscore_crop": _zscore_crop,
     "ct_window": _ct_window,
 }
 """Every intensity rule by name."""

@@ -18,12 +18,15 @@ _SAME = (
     "stage",
     "size",
     "modalities",
+    "feeds",
     "merging",
     "objective",
     "objective_config",
     "intensity",
     "crop",
     "frame",
+    "task",
+    "parents",
     "plan",
     "manifest_hash",
     "plan_hash",
@@ -37,7 +40,7 @@ class Card:
     """What a checkpoint is. JSON on disk, written last: a checkpoint without a card does not exist."""
 
     stage: str
-    """pretrain-1, pretrain-2 or finetune."""
+    """pretrain-1, pretrain-2 (from a checkpoint) or finetune."""
     size: str
     """Name of the size (Table 2, or nano)."""
     modalities: tuple[str, ...]
@@ -75,6 +78,13 @@ class Card:
     leaks: tuple[dict[str, Any], ...] = ()
     """Test sets of which the run, or an ancestor, has seen scans, as `training.leak_gate` found them before
     the run started and `allow_leak` let pass; empty: none of those it was held against."""
+    feeds: dict[str, str] = field(default_factory=dict)
+    """Channels that another modality feeds, channel -> modality: what the run declared, and what prediction
+    may substitute."""
+    task: dict[str, Any] = field(default_factory=dict)
+    """Of a fine-tuned network: name, label scheme, regions in output order; empty for a pretrained one."""
+    init: dict[str, Any] = field(default_factory=dict)
+    """How the weights began, beside `parents`: mode, parts, freeze, layer_decay; empty: at random."""
     git_commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -112,6 +122,8 @@ class Card:
             "plan", {}
         )  # cards from before the leak gate: readable, to be refused by what they lack
         value.setdefault("leaks", [])
+        for name in ("feeds", "task", "init"):  # cards from before there were stages 2 and 3
+            value.setdefault(name, {})
         if set(value) != known:
             raise CheckpointError(
                 f"card with missing or unknown fields: {', '.join(sorted(set(value) ^ known))}",

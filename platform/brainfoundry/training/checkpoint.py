@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import pickle
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,13 +147,21 @@ class CheckpointWriter:
 
     At most one snapshot waits: a second `save` waits for the first, which bounds memory. An error of the
     thread is raised by the next call. `seen` goes into every checkpoint; it is made once a run.
+
+    Args:
+        best_by: the validation figure that names the best.
+        higher: the highest is the best, not the lowest.
     """
 
-    def __init__(self, folder: str, *, keep_last: int, best_by: str, seen: bytes | None = None) -> None:
+    def __init__(
+        self, folder: str, *, keep_last: int, best_by: str, seen: bytes | None = None, higher: bool = False
+    ) -> None:
         self.folder = folder
         self.seen = seen
         self.keep_last = keep_last
         self.best_by = best_by
+        self.higher = higher
+        self._held: set[int] = set()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         files.make_folder(folder)
@@ -185,9 +195,26 @@ class CheckpointWriter:
 
     @property
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the lowest validation loss, None without any validation."""
-        scored = {s: v for s, v in self._scores.items() if v is not None}
+        """Step of the checkpoint that validation likes best (of equals the earliest), None without any."""
+        scored = {s: -v if self.higher else v for s, v in self._scores.items() if v is not None}
         return min(scored, key=lambda s: (scored[s], s)) if scored else None
+
+    def hold(self, steps: Sequence[int]) -> None:
+        """Keep these, also those that are yet to be written, until they are judged."""
+        self._held |= set(steps)
+
+    def judge(self, step: int, metrics: dict[str, float]) -> None:
+        """Put what validation found later onto a checkpoint's card, and let it go if it is neither new nor
+        best."""
+        self.wait()
+        self._held.discard(step)
+        uri = checkpoint_uri(self.folder, step)
+        if step not in self._scores:
+            return
+        card = replace(read_card(uri), metrics=metrics)
+        files.write_bytes(files.join(uri, "card.json"), card.to_json())
+        self._scores[step] = self._score(card)
+        self._retire()
 
     def _write(self, card: Card, model: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         try:
@@ -198,10 +225,11 @@ class CheckpointWriter:
             self._error = error
 
     def _score(self, card: Card) -> float | None:
-        return card.metrics.get(f"val/{self.best_by}")
+        found = card.metrics.get(f"val/{self.best_by}")
+        return found if found is not None and math.isfinite(found) else None
 
     def _retire(self) -> None:
-        keep = set(sorted(self._scores)[-self.keep_last :]) | {self.best_step}
+        keep = {*sorted(self._scores)[-self.keep_last :], self.best_step, *self._held}
         for step in sorted(set(self._scores) - keep):
             uri = checkpoint_uri(self.folder, step)
             files.delete_file(

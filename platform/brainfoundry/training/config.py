@@ -7,7 +7,7 @@ text and its Table 3 disagree, both are named and one is chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from brainfoundry.core.errors import ConfigError
 
@@ -17,10 +17,16 @@ class DataConfig:
     """What is read and in what units."""
 
     shards: str | None = None
-    """Shard set: a folder or any URI that pyarrow or fsspec opens (made by jobs/prepare_ukb.py). The demo
-    preset makes its own when this is not given."""
+    """Shard set: a folder or any URI that pyarrow or fsspec opens (made by the jobs/prepare_*.py). The
+    demo preset makes its own when this is not given."""
     modalities: tuple[str, ...] = ()
-    """Modalities in channel order, any subset of the shard set's; empty = all of them, in its order."""
+    """Input channels by modality, in order: any of the shard set's; empty = all of them, in its order."""
+    feed: tuple[str, ...] = ()
+    """Channels fed by another modality, as CHANNEL=MODALITY: `FLAIR=T1w` keeps the channel FLAIR (and its
+    pretrained weights) and shows it the T1w (the paper's two channels of one scan)."""
+    fold: int | None = None
+    """Train on every fold but this one, which is held out (0 to 4 are the paper's Fold 1 to 5); None: the
+    split column decides."""
     crop: tuple[int, int, int] = (96, 96, 96)
     """Crop in voxels along R-L, P-A, I-S (paper 1.2: 96x96x96)."""
     crops_per_subject: int = 2
@@ -34,9 +40,9 @@ class DataConfig:
     frame: Literal["box", "reference"] = "box"
     """Where crops are drawn: the foreground box padded to at least the crop, or the released code's frame
     (182x218x182 -> 192x288x192)."""
-    intensity: Literal["zscore_nonzero", "ct_window"] = "zscore_nonzero"
-    """Intensity rule: z-score over non-zero voxels (the paper's BraTS recipe), or the code's window
-    -1000..1000 -> 0..1."""
+    intensity: Literal["zscore_nonzero", "zscore_crop", "ct_window"] = "zscore_nonzero"
+    """Intensity rule: z-score over the scan's non-zero voxels (the paper's BraTS recipe), the same over the
+    crop's (the released fine-tuning), or the released pretraining's window -1000..1000 -> 0..1."""
     seed: int = 20240614
     """Seed of the order, the crops and every augmentation."""
     guard: tuple[str, ...] = ()
@@ -67,6 +73,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Where the weights come from, and which of them learn."""
+
+    checkpoint: str | None = None
+    """Checkpoint to start from: a step-... folder, or a run's folder (its best checkpoint by validation, else
+    its newest); None: random weights."""
+    mode: Literal["paper", "reference", "mean", "repeat"] = "paper"
+    """What the first convolution gets. paper: shared modalities keep their slices, new ones are drawn
+    (Kaiming), by name. reference: all drawn anew, as the released code did. mean: new ones get the mean of
+    the slices. repeat: slices in turn, whatever their names."""
+    parts: tuple[str, ...] = ("encoder",)
+    """What is taken over: encoder, heads (of a pretrained network), decoder (of a fine-tuned one)."""
+    freeze: Literal["none", "encoder", "encoder_but_stem", "stem"] = "none"
+    """Weights that do not learn: the encoder, the encoder without its first convolution (released code's
+    option), or that first convolution alone."""
+    layer_decay: float = 1.0
+    """Learning rate of each encoder stage relative to the one above it, 0 to 1; 1 = all alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimiser and its schedule."""
 
@@ -90,6 +116,9 @@ class OptimConfig:
     gradients)."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Autocast precision; fp16 scales the loss (code: fp16)."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999: what checkpoints then hold;
+    None = none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +179,18 @@ class TrackingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """A self-supervised pretraining run (stage 1)."""
+class TrainConfig:
+    """What every training run has, whatever its stage."""
 
+    job: str = "pretrain-ukb"
+    """Begins the run's default name (set by the job)."""
     preset: str = ""
     """Name of the preset this came from (set by --preset)."""
     name: str | None = None
     """Run name; the same name and storage continue an unfinished run. Default: built from preset, size and a
     hash of the configuration."""
     storage: str | None = None
-    """Folder or URI that all nodes see; the run lives in STORAGE/NAME. Default: pretrain/ below
+    """Folder or URI that all nodes see; the run lives in STORAGE/NAME. Default: pretrain/ or finetune/ below
     $BRAINFOUNDRY_HOME."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: continue an unfinished run of this name; never: start a new one beside it; must: refuse to start
@@ -170,6 +201,8 @@ class PretrainConfig:
     """Data."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Model."""
+    init: InitConfig = field(default_factory=InitConfig)
+    """Start."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -205,18 +238,45 @@ class PretrainConfig:
         for flag, value in positive.items():
             if value <= 0:
                 raise ConfigError(f"{flag} is {value}", fix="give a value above 0")
-        if self.crops_per_group < 2:
-            raise ConfigError(
-                "a group of one crop has nothing to contrast with",
-                fix="raise --data.subjects-per-group or --data.crops-per-subject",
-            )
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise ConfigError(
                 f"--name {self.name!r} cannot name a folder", fix="use letters, digits, - and _"
             )
+        if not 0 < self.init.layer_decay <= 1:
+            raise ConfigError(f"--init.layer-decay is {self.init.layer_decay}", fix="give 0 to 1, 1 = off")
+        if self.optim.ema is not None and not 0 < self.optim.ema < 1:
+            raise ConfigError(f"--optim.ema is {self.optim.ema}", fix="give a decay below 1, such as 0.999")
         local_groups, rest = divmod(self.data.groups_per_step, self.cluster.workers)
         if not rest and local_groups % self.optim.accumulate:
             raise ConfigError(
                 f"--optim.accumulate {self.optim.accumulate} does not divide {local_groups} groups a worker",
                 fix=f"use a divisor of {local_groups}",
+            )
+
+    @property
+    def folder(self) -> str:
+        """Where runs of this kind live by default, below the home folder."""
+        return "pretrain"
+
+    @property
+    def stage(self) -> str:
+        """For the card: pretrain-1, pretrain-2 or finetune."""
+        return "pretrain-1" if self.init.checkpoint is None else "pretrain-2"
+
+    def in_steps(self, n_subjects: int) -> Self:
+        """The same with everything counted in optimiser steps."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """A self-supervised pretraining run (stage 1 from random weights, stage 2 from a checkpoint)."""
+
+    def check(self) -> None:
+        """As `TrainConfig.check`, and what contrast needs."""
+        super().check()
+        if self.crops_per_group < 2:
+            raise ConfigError(
+                "a group of one crop has nothing to contrast with",
+                fix="raise --data.subjects-per-group or --data.crops-per-subject",
             )

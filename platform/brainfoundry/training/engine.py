@@ -7,11 +7,13 @@ plan's own seeds, so a resumed run needs no saved generator to repeat itself.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from brainfoundry.core.errors import CheckpointError, ConfigError
 from brainfoundry.pretext.base import Objective
@@ -32,6 +34,7 @@ class Engine:
         config: optimiser section of the run.
         intensity: rule that turns codes into network input.
         device: where the network lives.
+        groups: parameters that learn, for the optimiser, each group with its `lr_scale`; None: all, alike.
 
     Raises:
         ConfigError: fp16 without a GPU.
@@ -44,6 +47,7 @@ class Engine:
         config: OptimConfig,
         intensity: str,
         device: torch.device,
+        groups: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         if config.precision == "fp16" and device.type != "cuda":
             raise ConfigError("fp16 needs a GPU", fix="use --optim.precision fp32 (or bf16)")
@@ -53,8 +57,13 @@ class Engine:
         self.intensity = intensity
         self.device = device
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-        )
+            network.parameters() if groups is None else list(groups),
+            lr=config.lr, betas=config.betas, weight_decay=config.weight_decay,
+        )  # fmt: skip
+        self.average: AveragedModel | None = None
+        if config.ema is not None:
+            # The only buffers are constant index tables, which an average leaves as they are.
+            self.average = AveragedModel(self.bare, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.record_names = ("total", *objective.loss_names, "saturated", "grad_norm")
 
@@ -62,6 +71,11 @@ class Engine:
     def bare(self) -> nn.Module:
         """The network without its distributed wrapper."""
         return self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+
+    @property
+    def best(self) -> nn.Module:
+        """The weights to judge and to keep: their moving average where there is one."""
+        return self.bare if self.average is None else self.average.module
 
     def step(self, step: int, batch: CropBatch) -> torch.Tensor:
         """Train on one worker's groups of one step.
@@ -75,7 +89,7 @@ class Engine:
         """
         torch.manual_seed(int(batch.seeds_N[0]))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * lr_factor(step, self.config)
+            group["lr"] = self.config.lr * lr_factor(step, self.config) * group.get("lr_scale", 1.0)
         parts = self.config.accumulate
         per_part = len(batch.seeds_N) // batch.crops_per_group // parts
         record = torch.zeros(len(self.record_names), device=self.device)
@@ -95,6 +109,8 @@ class Engine:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.bare)
         return record
 
     def rehearse(self, batch: CropBatch) -> None:
@@ -112,6 +128,7 @@ class Engine:
     def losses(self, batch: CropBatch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The objective's losses on a batch that is on the device, and the share of saturated voxels."""
         x_NCDHW, saturated = normalise(batch, self.intensity)
+        labels = {} if batch.labels_NDHW is None else {"labels_NDHW": batch.labels_NDHW}
         with self.autocast():
             losses = self.objective.loss(
                 self.network,
@@ -119,6 +136,7 @@ class Engine:
                 batch.seeds_N,
                 batch.crops_per_group,
                 present_NC=batch.present_NC,
+                **labels,
             )
         return losses, saturated
 
@@ -129,8 +147,12 @@ class Engine:
         return torch.autocast(self.device.type, dtype=_DTYPES[self.config.precision])
 
     def state(self) -> dict[str, Any]:
-        """Optimiser and scaler state (the schedule is a function of the step, randomness of the plan)."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """What goes into a checkpoint beside `best`: optimiser, scaler, and with an average the weights that
+        learn (the schedule is a function of the step, randomness of the plan)."""
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        if self.average is not None:
+            state |= {"weights": self.bare.state_dict(), "averaged": self.average.n_averaged}
+        return state
 
     def load(self, model: dict[str, torch.Tensor], state: dict[str, Any], uri: str) -> None:
         """Continue from a checkpoint's weights and state.
@@ -138,7 +160,7 @@ class Engine:
         Raises:
             CheckpointError: tensors missing, unexpected or of another shape; the first is named.
         """
-        own = self.bare.state_dict()
+        own = self.best.state_dict()
         for name in sorted(set(own) | set(model)):
             if name not in model or name not in own or own[name].shape != model[name].shape:
                 have = tuple(model[name].shape) if name in model else "nothing"
@@ -148,7 +170,10 @@ class Engine:
                     file=uri,
                     fix="continue with the --model and --data options the checkpoint was made with",
                 )
-        self.bare.load_state_dict(model)
+        self.best.load_state_dict(model)
+        if self.average is not None:
+            self.bare.load_state_dict(state["weights"])
+            self.average.n_averaged.copy_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 

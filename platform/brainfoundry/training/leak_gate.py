@@ -187,6 +187,7 @@ def gate_run(
     parents: Sequence[str] = (),
     allow: bool = False,
     earlier: str | None = None,
+    fold: int | None = None,
 ) -> tuple[tuple[dict[str, Any], ...], list[str]]:
     """The gate of a run that is about to start: what it and its parents see, against test sets.
 
@@ -196,6 +197,7 @@ def gate_run(
         guard: `URI[#split=NAME|#fold=K]` of test sets that it must not see.
         parents: checkpoints it starts from.
         earlier: its own newest checkpoint, where it goes on: who was seen and has withdrawn since counts too.
+        fold: the fold that it holds out: a test set too.
 
     Returns:
         Records for `Card.leaks`, and a line a test set for the report and the tags (no ids).
@@ -207,9 +209,11 @@ def gate_run(
     tests = [parse_test_set(text) for text in guard]
     if "test" in pc.unique(shards.index["split"]).to_pylist():
         tests.append(open_test_set(shards))
+    if fold is not None:
+        tests.append(open_test_set(shards, fold=fold))
     if not tests:
         return (), []
-    own = own_scans(shards, modalities, run=run, stage=stage)
+    own = own_scans(shards, modalities, run=run, stage=stage, held_out_fold=fold)
     before = None if earlier is None else load_seen(earlier)
     table = seen_table(own, parents, earlier=before, run=run)
     held = hold(tests, {run: table})

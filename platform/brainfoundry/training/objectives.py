@@ -9,8 +9,33 @@ from typing import Any
 
 import yaml
 
+from brainfoundry.core.config import to_dict
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.pretext.base import Objective, load_objective
+from brainfoundry.tasks import segmentation
+from brainfoundry.training.config import TrainConfig
+from brainfoundry.training.finetune_config import FinetuneConfig
+
+
+def objective_of(config: TrainConfig, scheme: str = "") -> Any:
+    """What a run asks of its network.
+
+    Args:
+        scheme: label scheme of the masks, for a fine-tuning run.
+
+    Returns:
+        A `pretext.base.Objective`, or `tasks.segmentation.Objective`, whose loss also takes labels.
+
+    Raises:
+        ConfigError: unknown objective or option, or a scheme that the task cannot read.
+    """
+    if isinstance(config, FinetuneConfig):
+        task = config.task
+        settings = segmentation.SegmentationConfig(
+            task=task.name, scheme=scheme, loss=task.loss, squared=task.squared, **to_dict(config.augment)
+        )
+        return segmentation.Objective(settings)
+    return build_objective(config.model.objective, config.model.objective_options)
 
 
 def build_objective(name: str, options: Sequence[str] = ()) -> Objective:

@@ -21,18 +21,16 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
 from brainfoundry.stream.batch import CropBatch
-from brainfoundry.stream.plan import INDEX_COLUMNS, Plan, PlanSpec
+from brainfoundry.stream.plan import Plan, PlanSpec, eligible
 
 PLAN_KEY = b"brainfoundry.plan"
 PLAN_FILE_VERSION = 1
@@ -77,11 +75,11 @@ def write_plan(run_dir: str, index: pa.Table, spec: PlanSpec, about: Mapping[str
     Returns:
         The plan's hash, which names the file. What is there already stays.
     """
-    table = index.select(INDEX_COLUMNS).filter(pc.equal(index["split"], spec.split))
-    plan = Plan.from_index(table, spec)
+    table = eligible(index, spec)
+    plan = Plan(table, spec)
     uri = files.join(folder_of(run_dir), f"plan-{plan.hash}.parquet")
     if not files.exists(uri):
-        text = json.dumps({**about, "version": PLAN_FILE_VERSION, "spec": asdict(spec)}, sort_keys=True)
+        text = json.dumps({**about, "version": PLAN_FILE_VERSION, "spec": spec.to_dict()}, sort_keys=True)
         sink = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({PLAN_KEY: text}), sink, compression="zstd")
         files.make_folder(folder_of(run_dir))

@@ -137,7 +137,7 @@ def _read_plan(uri: str, receipt: Receipt) -> None:
         if about["version"] != PLAN_FILE_VERSION:
             raise ValueError(f"version {about['version']}, this program reads {PLAN_FILE_VERSION}")
         spec = about.pop("spec")
-        plan = Plan.from_index(table, PlanSpec(**{**spec, "crop": tuple(spec["crop"])}))
+        plan = Plan(table, PlanSpec(**{**spec, "crop": tuple(spec["crop"])}))
         if not uri.endswith(f"plan-{plan.hash}.parquet"):
             raise ValueError("its sessions do not have the hash in its name")
     except (pa.ArrowException, BrainFoundryError, ValueError, KeyError, TypeError, OSError) as error:

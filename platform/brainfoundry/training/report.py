@@ -3,75 +3,117 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from brainfoundry.core import files
 from brainfoundry.store.reader import ShardSet
+from brainfoundry.stream.folds import split_view
+from brainfoundry.stream.plan import Plan
 from brainfoundry.training.estimate import estimate
 from brainfoundry.training.runs import RunPlace
-from brainfoundry.training.task import PretrainTask
+from brainfoundry.training.task import TrainTask
+from brainfoundry.training.worker import build_network
+
+PAPER_TIMES = {
+    "pretrain-ukb": "3 to 6 days on 8 to 64 A100s",
+    "pretrain-brats": "48 to 72 hours on 2 GPUs",
+    "pretrain-atlas": "35 hours on 4 GPUs",
+}
+"""What the paper says of its own runs (sections 1.2 and 2.1); of fine-tuning it says nothing."""
 
 
-def announce(task: PretrainTask, shards: ShardSet, place: RunPlace) -> None:
-    """Data found, sizes, order, memory, steps and cost, in plain lines."""
-    config = task.config
-    splits = shards.index.group_by("split").aggregate([("subject", "count_distinct")]).to_pylist()
+def announce(task: TrainTask, shards: ShardSet, place: RunPlace) -> None:
+    """Data found, weights taken over, sizes, order, memory, steps and cost, in plain lines."""
+    config, meta = task.config, shards.meta
+    view = split_view(shards.index, config.data.fold)
+    splits = view.group_by("split").aggregate([("subject", "count_distinct")]).to_pylist()
     subjects = {row["split"]: row["subject_count_distinct"] for row in splits}
-    train = max(subjects.get("train", 0), 1)
+    train = max(Plan.from_index(shards.index, task.plan).n_subjects, 1)
     cost = estimate(config, train)
-    spacing = "as scanned" if shards.meta.spacing_mm is None else f"{shards.meta.spacing_mm} mm"
+    spacing = "as scanned" if meta.spacing_mm is None else f"{meta.spacing_mm} mm"
     groups_per_worker = config.data.groups_per_step // config.cluster.workers
     crop = "x".join(map(str, config.data.crop))
     where = {"new": "new", "unfinished": f"continues after step {place.step}", "finished": "finished before"}
+    channels = ", ".join(
+        c if c == m else f"{c} (fed by {m})" for c, m in zip(task.modalities, task.fed_by, strict=True)
+    )
+    held_out = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in sorted(subjects.items()) if s != "train")
     rows = {
         "run": f"{task.name} ({where[place.state]}) in {task.run_dir}",
-        "data": f"{shards.uri}: {subjects.get('train', 0)} subjects to train on, "
-        f"{subjects.get('val', 0)} held out, {shards.index.num_rows} sessions, "
-        f"voxels {spacing}, {', '.join(task.modalities)}",
-        "manifest": shards.meta.manifest_hash,
+        "data": f"{shards.uri}: {train} subjects to train on"
+        + (f" (all folds but {config.data.fold})" if config.data.fold is not None else "")
+        + f"; {held_out or 'nobody held out'}; {shards.index.num_rows} sessions, voxels {spacing}, "
+        f"{channels}",
+        "manifest": meta.manifest_hash,
         "network": f"{config.model.size} ({config.model.merging} merging), {config.model.objective}, "
         f"crop {crop}, intensity {config.data.intensity}, frame {config.data.frame}",
-        "step": f"{config.data.groups_per_step} groups = {cost['crops_per_step']:.0f} crops = "
-        f"{cost['views_per_step']:.0f} views of {cost['subjects_per_step']:.0f} subjects; "
-        f"{config.cluster.workers} worker(s), {groups_per_worker} group(s) each, {config.optim.precision}",
+        "start": f"{task.parent}, mode {config.init.mode}, frozen: {config.init.freeze}"
+        if task.parent
+        else "random weights",
+        "step": _step_line(task, cost, groups_per_worker),
         "order": f"seed {config.data.seed}, each subject once an epoch, "
-        f"{config.data.crops_per_subject} crops a visit; plan {task.card['plan_hash'][:12]}",
+        f"{config.data.crops_per_subject} crop(s) a visit; plan {task.card['plan_hash'][:12]}",
         "steps": f"{config.optim.steps} ({cost['epochs']:.1f} epochs), warm-up {config.optim.warmup}, "
-        f"peak lr {config.optim.lr:g}, {config.optim.schedule}",
+        f"peak lr {config.optim.lr:g}, {config.optim.schedule}"
+        + (f", weights averaged with decay {config.optim.ema}" if config.optim.ema else ""),
         "memory": f"about {cost['memory_gb_per_worker']:.1f} GB a worker (estimate)",
         "cost": f"about {cost['gpu_hours_low']:,.0f} to {cost['gpu_hours_high']:,.0f} A100 GPU-hours, "
         f"{cost['days_low']:.1f} to {cost['days_high']:.1f} days on {config.cluster.workers} of them "
-        "(arithmetic, not measured; the paper: 3 to 6 days on 8 to 64 A100s)",
+        f"(arithmetic, not measured; the paper: {PAPER_TIMES.get(config.job, 'no time given')})",
         "tracking": task.tracking_uri,
+        "validation": _validation_line(task),
     }
-    if task.validation is None:
-        rows["validation"] = "none: too few held-out subjects for a group"
-    else:
-        held_out = task.validation_groups * config.data.subjects_per_group
-        rows["validation"] = (
-            f"{held_out} held-out subjects every {config.keep.validate_every} steps, fixed crops"
-        )
     for label, text in rows.items():
         print(f"{label + ':':<12} {text}")
     for note in task.notes:
         print(f"{'note:':<12} {note}")
+    if task.parent and not place.step:
+        _, table = build_network(task)
+        if table is not None:
+            print(table.text())
     sys.stdout.flush()
 
 
-def finished_before(task: PretrainTask) -> None:
+def _step_line(task: TrainTask, cost: Mapping[str, float], groups_per_worker: int) -> str:
+    config = task.config
+    views = (
+        f" = {cost['views_per_step']:.0f} views" if cost["views_per_step"] != cost["crops_per_step"] else ""
+    )
+    return (
+        f"{config.data.groups_per_step} group(s) = {cost['crops_per_step']:.0f} crops{views} of "
+        f"{cost['subjects_per_step']:.0f} subjects; {config.cluster.workers} worker(s), "
+        f"{groups_per_worker} group(s) each, {config.optim.precision}"
+    )
+
+
+def _validation_line(task: TrainTask) -> str:
+    config = task.config
+    every = f"every {config.keep.validate_every} steps" if config.keep.validate_every else "at the end"
+    if task.volumes is not None:
+        return (
+            f"{len(task.volumes.sessions)} whole held-out volumes {every}, the best by {config.keep.best_by}"
+        )
+    if task.validation is not None:
+        held_out = task.validation_groups * config.data.subjects_per_group
+        return f"{held_out} held-out subjects {every}, fixed crops"
+    return "none: too few held-out subjects"
+
+
+def finished_before(task: TrainTask) -> None:
     """Say that there is nothing to do, and where the results are."""
     print(f"run {task.name} was finished before; --resume never starts another beside it")
     summarise(task, files.read_json(files.join(task.run_dir, "summary.json")))
 
 
-def summarise(task: PretrainTask, summary: dict[str, Any]) -> None:
+def summarise(task: TrainTask, summary: dict[str, Any]) -> None:
     """Losses before and after, and where to look."""
     last, first = summary["last"], summary["first_losses"]
     print(f"\ndone: {summary['steps']} steps ({summary['steps'] - summary['first_step']} in this attempt)")
     for key, value in first.items():
         if key in ("train/lr", "train/saturated", "train/grad_norm"):
             continue
-        held_out = last.get(key.replace("train/", "val/"))
+        held_out = last.get(key.replace("train/", "val/")) if task.volumes is None else None
         print(
             f"  {key.removeprefix('train/'):<16} {value:8.4f} -> {last[key]:8.4f}"
             + (f"   held out {held_out:8.4f}" if held_out is not None else "")

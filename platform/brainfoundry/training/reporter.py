@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -11,33 +12,43 @@ import torch
 
 from brainfoundry.core import files
 from brainfoundry.core.config import to_yaml
-from brainfoundry.training.task import PretrainTask
+from brainfoundry.models.transfer import TransferTable
+from brainfoundry.training.task import TrainTask
 from brainfoundry.training.tracking.figures import loss_figure, reconstruction_figure
 from brainfoundry.training.tracking.ray_metrics import RayMetrics
 from brainfoundry.training.tracking.tracker import Tracker
+from brainfoundry.training.verdicts import Verdict
+
+log = logging.getLogger("brainfoundry.training")
+
+
+def tracker_of(task: TrainTask, **tags: str) -> Tracker:
+    """The tracker of a run; in a later process it goes on with the same MLflow run."""
+    return Tracker(
+        run_dir=task.run_dir,
+        uri=task.tracking_uri,
+        experiment=task.config.tracking.experiment,
+        run_name=task.name,
+        run_key=task.run_dir,
+        tags={**task.tags, **tags},
+        params=dict(task.params),
+    )
 
 
 class Reporter:
     """One voice for one run. Nothing here may delay or stop a step."""
 
-    def __init__(self, task: PretrainTask, *, world: int, first_step: int) -> None:
+    def __init__(self, task: TrainTask, *, world: int, first_step: int) -> None:
         self.task = task
         self.first_step = first_step
         self.history: list[dict[str, float]] = []
         self.last: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reporter")  # storage and drawing may be slow
         self._writing: Future[None] | None = None
-        options = task.config.tracking
-        self.tracker = Tracker(
-            run_dir=task.run_dir,
-            uri=task.tracking_uri,
-            experiment=options.experiment,
-            run_name=task.name,
-            run_key=task.run_dir,
-            tags={**task.tags, "workers": str(world)},
-            params=dict(task.params),
+        self.tracker = tracker_of(task, workers=str(world))
+        self.ray_metrics = RayMetrics(
+            run=task.name, size=task.config.model.size, stage=str(task.card["stage"]), rank=0
         )
-        self.ray_metrics = RayMetrics(run=task.name, size=task.config.model.size, stage="pretrain-1", rank=0)
         config_uri = files.join(task.run_dir, "config.yaml")
         files.write_bytes(config_uri, to_yaml(task.config).encode())
         self.tracker.artifact(config_uri, "config")
@@ -78,6 +89,20 @@ class Reporter:
             self._pool.submit(self._pictures, done, shown)
         self._progress()
 
+    def verdict(self, verdict: Verdict) -> None:
+        """Scores of a checkpoint on whole volumes, which may come long after its step."""
+        if verdict.problem:
+            log.warning("validation of step %d failed: %s", verdict.step, verdict.problem)
+            return
+        self.validation(verdict.step, {**verdict.metrics, "val/seconds": verdict.seconds}, None)
+
+    def transfer(self, table: TransferTable) -> None:
+        """What became of every tensor of the checkpoint the run starts from."""
+        for name, text in (("transfer.txt", table.text()), ("transfer.csv", table.to_csv())):
+            uri = files.join(self.task.run_dir, name)
+            files.write_bytes(uri, text.encode())
+            self.tracker.artifact(uri, "transfer")
+
     def interrupted(self) -> None:
         """The process is about to end with an error: leave the tail of the metrics in the spool."""
         self.tracker.close("FAILED", timeout_s=5.0)
@@ -113,7 +138,7 @@ class Reporter:
         if self._writing is not None and not self._writing.done():
             return
         now = {
-            "step": int(self.history[-1]["step"]),
+            "step": int(max(row["step"] for row in self.history)),
             "steps": self.task.config.optim.steps,
             "first_step": self.first_step,
             "time": time.time(),

@@ -12,7 +12,7 @@ from brainfoundry.core.config import to_dict
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.store.meta import ShardSetMeta
 from brainfoundry.training.checkpoint import latest_step
-from brainfoundry.training.config import PretrainConfig
+from brainfoundry.training.config import TrainConfig
 
 # What does not change the numbers may differ between the attempts of one run.
 _NOT_IDENTITY = ("name", "storage", "resume", "dry_run", "cluster", "keep", "tracking")
@@ -43,16 +43,16 @@ def identity_hash(meta: ShardSetMeta) -> str:
     return found
 
 
-def default_name(config: PretrainConfig, manifest_hash: str) -> str:
+def default_name(config: TrainConfig, manifest_hash: str) -> str:
     """A name that the same configuration on the same scans always gets, so that a resubmitted job
     continues."""
     identity = {k: v for k, v in to_dict(config).items() if k not in _NOT_IDENTITY}
     identity["data"] = {k: v for k, v in identity["data"].items() if k not in _NOT_IDENTITY_OF_DATA}
     digest = hashlib.sha256(json.dumps([identity, manifest_hash], sort_keys=True).encode()).hexdigest()
-    return f"pretrain-ukb-{config.preset or 'custom'}-{config.model.size}-{digest[:8]}"
+    return f"{config.job}-{config.preset or 'custom'}-{config.model.size}-{digest[:8]}"
 
 
-def find_place(config: PretrainConfig, storage: str, manifest_hash: str) -> RunPlace:
+def find_place(config: TrainConfig, storage: str, manifest_hash: str) -> RunPlace:
     """The run this configuration means.
 
     Args:

@@ -21,6 +21,7 @@ from brainfoundry.cohorts.fingerprint import LENGTH
 from brainfoundry.core import files
 from brainfoundry.core.errors import CheckpointError, DataError
 from brainfoundry.store.reader import ShardSet
+from brainfoundry.stream.folds import split_view
 from brainfoundry.training.card import SEEN_FILE, Card
 from brainfoundry.training.checkpoint import read_card
 
@@ -60,19 +61,15 @@ def own_scans(
 
     Args:
         modalities: the run's channels by name.
-        held_out_fold: for a run over folds: it sees every fold but this one, whatever the split column says
-            (test sessions stay out).
+        held_out_fold: for a run over folds: splits are those of `stream.folds.split_view`, so it sees every
+            fold but this one, and no test session.
 
     Raises:
         DataError: the shard set has no fingerprints, or damaged ones.
+        ConfigError: nobody is in that fold.
     """
-    table = fingerprints_of(shards)
-    if held_out_fold is None:
-        table = table.filter(pc.is_in(table["split"], pa.array(["train", "val"])))
-    else:
-        other = pc.fill_null(pc.not_equal(table["fold"], held_out_fold), False)
-        table = table.filter(pc.and_(other, pc.not_equal(table["split"], "test")))
-        table = table.set_column(table.column_names.index("split"), "split", pa.array(["train"] * len(table)))
+    table = split_view(fingerprints_of(shards), held_out_fold)
+    table = table.filter(pc.is_in(table["split"], pa.array(["train", "val"])))
     table = table.filter(pc.is_in(table["modality"], pa.array(list(modalities))))
     fixed = {
         "run": run, "stage": stage, "cohort": shards.meta.cohort, "manifest_hash": shards.meta.manifest_hash

@@ -8,14 +8,14 @@ from types import TracebackType
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError
-from brainfoundry.training.task import PretrainTask
+from brainfoundry.training.task import TrainTask
 from brainfoundry.training.tracking.progress import TrainingProgress
 
 
 class Watcher:
     """Shows progress while the `with` block runs: a bar on a terminal, lines elsewhere."""
 
-    def __init__(self, task: PretrainTask, start: int) -> None:
+    def __init__(self, task: TrainTask, start: int) -> None:
         self._uri = files.join(task.run_dir, "progress.json")
         self._every = 1.0 if files.is_local(self._uri) else 10.0
         self._shown = TrainingProgress(

@@ -1,10 +1,12 @@
-"""What every Ray Train worker runs: build, continue from the newest checkpoint, step through the plan."""
+"""What every Ray Train worker runs, in every stage: build, continue from the newest checkpoint, step through
+the plan."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray.train
@@ -18,6 +20,7 @@ from brainfoundry.core.errors import DataError
 from brainfoundry.core.memory import keep_freed_memory
 from brainfoundry.core.rng import hash64_int
 from brainfoundry.models.sizes import EncoderSpec
+from brainfoundry.models.transfer import TransferTable
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.batch import CropBatch
 from brainfoundry.stream.plan import Plan
@@ -26,19 +29,20 @@ from brainfoundry.training import checkpoint
 from brainfoundry.training.card import Card
 from brainfoundry.training.engine import Engine
 from brainfoundry.training.feed import feed
+from brainfoundry.training.initialise import initialise, parameter_groups
 from brainfoundry.training.meter import Meter
-from brainfoundry.training.objectives import build_objective
+from brainfoundry.training.objectives import objective_of
 from brainfoundry.training.receipt_log import ReceiptWriter, attempt_name, attempts
 from brainfoundry.training.reporter import Reporter
 from brainfoundry.training.resources import memory_gb, peak_flops, set_threads
 from brainfoundry.training.seen import encode_seen, load_seen, own_scans, seen_table
-from brainfoundry.training.task import PretrainTask
-from brainfoundry.training.validate import Validator
+from brainfoundry.training.task import TrainTask
+from brainfoundry.training.validation import Validation
 
 
-def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train function of stage 1; rank 0's return value becomes the result of the run."""
-    task: PretrainTask = settings["task"]
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train function of every stage; rank 0's return value becomes the result of the run."""
+    task: TrainTask = settings["task"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     set_threads(task.config.cluster.threads, context.get_local_world_size())
@@ -46,8 +50,8 @@ def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
     if device.type == "cpu" and task.config.cluster.keep_freed_memory:
         keep_freed_memory()
 
-    engine = build_engine(task, device, distributed=world > 1)
     start = checkpoint.latest_step(task.checkpoints)
+    engine, transfer = build_engine(task, device, distributed=world > 1, fresh=not start)
     if start:
         found = checkpoint.load(checkpoint.checkpoint_uri(task.checkpoints, start))
         make_card(task, start, {}).refuse_mismatch(found.card, found.uri, task.history)
@@ -69,17 +73,6 @@ def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
         crops_per_group=plan.crops_per_group,
         prefetch=1,
     )
-    batches = feed(stream, device)
-    validator = None
-    if task.validation is not None:
-        held_out = Plan.from_index(shards.index, task.validation)
-        validator = Validator(
-            shards, held_out, task.channels, groups=task.validation_groups, rank=rank, world=world
-        )
-    meter = Meter(
-        crops_per_step=plan.crops_per_step, workers=world, gpus=world if device.type == "cuda" else 0
-    )
-    writer = _checkpoint_writer(task, shards, start) if rank == 0 else None
     receipt = ReceiptWriter(
         task.run_dir,
         attempt=_attempt(task, device, rank),
@@ -91,8 +84,18 @@ def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
         flush_every=task.config.keep.log_every,
     )
     reporter = Reporter(task, world=world, first_step=start) if rank == 0 else None
+    if reporter and transfer is not None:
+        reporter.transfer(transfer)
+    writer = _checkpoint_writer(task, shards, start) if rank == 0 else None
+    validation = Validation(
+        task, shards, engine, rank=rank, world=world, receipt=receipt, reporter=reporter, writer=writer
+    )
+    meter = Meter(
+        crops_per_step=plan.crops_per_step, workers=world, gpus=world if device.type == "cuda" else 0
+    )
+    loop = _Loop(task, engine, validation, meter, receipt, reporter, writer)
     try:
-        result = _run(task, engine, batches, validator, meter, receipt, reporter, writer, start)
+        result = loop.run(feed(stream, device), start)
     except BaseException:
         receipt.close("failed")
         if reporter:
@@ -104,13 +107,33 @@ def pretrain_worker(settings: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def build_engine(task: PretrainTask, device: torch.device, *, distributed: bool) -> Engine:
-    """The network of the run with its seeded start, its objective and optimiser."""
-    model = task.config.model
-    objective = build_objective(model.objective, model.objective_options)
-    torch.manual_seed(hash64_int(task.config.data.seed, 0) >> 1)  # every worker starts from the same weights
-    network: nn.Module = objective.network(EncoderSpec.from_dict(task.card["encoder"])).to(device)
-    network.train()
+def build_network(task: TrainTask, *, fresh: bool = True) -> tuple[nn.Module, TransferTable | None]:
+    """The network of the run, on the CPU, with its seeded start.
+
+    Args:
+        fresh: take weights over from the run's parent; not where a checkpoint of its own follows.
+
+    Returns:
+        The network, and what became of every tensor of the parent (None without).
+    """
+    config = task.config
+    torch.manual_seed(hash64_int(config.data.seed, 0) >> 1)  # every worker starts from the same weights
+    network = objective_of(config, task.scheme).network(EncoderSpec.from_dict(task.card["encoder"]))
+    if not fresh or task.parent is None:
+        return network, None
+    return network, initialise(network, replace(config.init, checkpoint=task.parent), task.modalities)
+
+
+def build_engine(
+    task: TrainTask, device: torch.device, *, distributed: bool, fresh: bool = True
+) -> tuple[Engine, TransferTable | None]:
+    """`build_network`'s network with its objective and optimiser, and the transfer's table."""
+    config = task.config
+    network, table = build_network(task, fresh=fresh)
+    network.to(device).train()
+    groups = parameter_groups(
+        network, config.init, lr=config.optim.lr, weight_decay=config.optim.weight_decay
+    )
     if distributed:
         # The only buffers are constant index tables: broadcasting them every step would be waste.
         network = DistributedDataParallel(
@@ -119,10 +142,11 @@ def build_engine(task: PretrainTask, device: torch.device, *, distributed: bool)
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
-    return Engine(network, objective, task.config.optim, task.config.data.intensity, device)
+    objective = objective_of(config, task.scheme)
+    return Engine(network, objective, config.optim, config.data.intensity, device, groups), table
 
 
-def _attempt(task: PretrainTask, device: torch.device, rank: int) -> str:
+def _attempt(task: TrainTask, device: torch.device, rank: int) -> str:
     """Name of this start of the worker group, the same on all workers, and later than all before it."""
     started = torch.zeros(1, dtype=torch.int64, device=device)
     if rank == 0:
@@ -133,83 +157,90 @@ def _attempt(task: PretrainTask, device: torch.device, rank: int) -> str:
     return attempt_name(int(started.item()))
 
 
-def _checkpoint_writer(task: PretrainTask, shards: ShardSet, start: int) -> checkpoint.CheckpointWriter:
+def _checkpoint_writer(task: TrainTask, shards: ShardSet, start: int) -> checkpoint.CheckpointWriter:
     """The writer, with the table of everybody the run and its ancestors see, made once."""
-    own = own_scans(shards, task.modalities, run=task.name, stage=str(task.card["stage"]))
+    own = own_scans(
+        shards, sorted(set(task.fed_by)), run=task.name, stage=str(task.card["stage"]),
+        held_out_fold=task.plan.fold,
+    )  # fmt: skip
     parents = tuple(task.card.get("parents", ()))
     earlier = load_seen(checkpoint.checkpoint_uri(task.checkpoints, start)) if start else None
     table = seen_table(own, parents, earlier=earlier, run=task.name)
     keep = task.config.keep
     return checkpoint.CheckpointWriter(
-        task.checkpoints, keep_last=keep.keep_last, best_by=keep.best_by, seen=encode_seen(table, parents)
-    )
+        task.checkpoints, keep_last=keep.keep_last, best_by=keep.best_by, seen=encode_seen(table, parents),
+        higher=task.volumes is not None,
+    )  # fmt: skip
 
 
-def make_card(task: PretrainTask, step: int, metrics: dict[str, float]) -> Card:
+def make_card(task: TrainTask, step: int, metrics: dict[str, float]) -> Card:
     """Card of the run at a step."""
     return Card(**task.card, step=step, metrics=metrics)
 
 
-def _run(
-    task: PretrainTask,
-    engine: Engine,
-    batches: Iterator[CropBatch],
-    validator: Validator | None,
-    meter: Meter,
-    receipt: ReceiptWriter,
-    reporter: Reporter | None,
-    writer: checkpoint.CheckpointWriter | None,
-    start: int,
-) -> dict[str, Any]:
-    keep, steps = task.config.keep, task.config.optim.steps
-    pending: list[torch.Tensor] = []
-    metrics: dict[str, float] = {}
-    for step in range(start, steps):
-        with meter.waiting():
-            batch = next(batches)
-        if step == start:
-            pending.append(_first_step(engine, step, batch, meter))
-        else:
-            pending.append(engine.step(step, batch))
-        receipt.consumed(batch)
-        meter.step()
-        done = step + 1
-        final = done == steps
-        validate = validator is not None and (final or _due(done, keep.validate_every))
-        save = final or _due(done, keep.checkpoint_every)
-        if final or validate or save or _due(done, keep.log_every):
+@dataclass
+class _Loop:
+    """The steps of one worker, and what happens between them."""
+
+    task: TrainTask
+    engine: Engine
+    validation: Validation
+    meter: Meter
+    receipt: ReceiptWriter
+    reporter: Reporter | None
+    writer: checkpoint.CheckpointWriter | None
+
+    def run(self, batches: Iterator[CropBatch], start: int) -> dict[str, Any]:
+        """Steps `start` to the last; the summary."""
+        keep, steps = self.task.config.keep, self.task.config.optim.steps
+        pending: list[torch.Tensor] = []
+        self.validation.resume()
+        for step in range(start, steps):
+            with self.meter.waiting():
+                batch = next(batches)
+            if step == start:
+                pending.append(_first_step(self.engine, step, batch, self.meter))
+            else:
+                pending.append(self.engine.step(step, batch))
+            self.receipt.consumed(batch)
+            self.meter.step()
+            done = step + 1
+            final = done == steps
+            validate = self.validation.possible and (final or _due(done, keep.validate_every))
+            save = final or _due(done, keep.checkpoint_every) or (validate and self.validation.of_checkpoints)
+            if not (validate or save or _due(done, keep.log_every)):
+                continue
             records = _mean_over_workers(torch.stack(pending))
-            receipt.flush(force=save)  # before the checkpoint: what is in the weights is in the receipt
-            speed = {**meter.read(), **memory_gb(engine.device)}
-            if reporter:
-                reporter.steps(done - len(pending), engine.record_names, records, speed)
+            self.receipt.flush(force=save)  # before the checkpoint: what is in the weights is in the receipt
+            speed = {**self.meter.read(), **memory_gb(self.engine.device)}
+            if self.reporter:
+                self.reporter.steps(done - len(pending), self.engine.record_names, records, speed)
             _refuse_nonfinite(records, done - len(pending))
             pending.clear()
-            meter.reset()
-        if validate:
-            assert validator is not None
-            metrics = validator.losses(engine)
-            if reporter:
-                receipt.validated(done, validator.plan.hash, task.validation_groups)
-                reporter.validation(done, metrics, validator.pictures(engine, keep.pictures))
-        if save and writer:
-            assert reporter is not None
-            state = {"model": engine.bare.state_dict(), **engine.state()}
-            frozen = checkpoint.to_cpu(state)
-            model = frozen.pop("model")
-            writer.save(make_card(task, done, metrics if validate else {}), model, frozen)
-        if validate or save:
-            meter.reset()
-    if writer:
-        writer.wait()
-    best = writer.best_step if writer else None
-    return {
-        "steps": steps,
-        "first_step": start,
-        "metrics": metrics,
-        "checkpoint": checkpoint.checkpoint_uri(task.checkpoints, steps),
-        "best_checkpoint": checkpoint.checkpoint_uri(task.checkpoints, best) if best else None,
-    }
+            self.meter.reset()
+            self.validation.between()
+            metrics = self.validation.at(done) if validate else {}
+            if save:
+                self._save(done, metrics)
+            if validate or save:
+                self.meter.reset()
+        self.validation.end()
+        best = self.writer.best_step if self.writer else None
+        return {
+            "steps": steps,
+            "first_step": start,
+            "metrics": self.validation.metrics,
+            "checkpoint": checkpoint.checkpoint_uri(self.task.checkpoints, steps),
+            "best_checkpoint": checkpoint.checkpoint_uri(self.task.checkpoints, best) if best else None,
+        }
+
+    def _save(self, done: int, metrics: dict[str, float]) -> None:
+        if self.writer is None:
+            return
+        state = {"model": self.engine.best.state_dict(), **self.engine.state()}
+        frozen = checkpoint.to_cpu(state)
+        model = frozen.pop("model")
+        self.writer.save(make_card(self.task, done, metrics), model, frozen)
 
 
 def _due(done: int, every: int) -> bool:

@@ -1,0 +1,120 @@
+"""Which volumes a checkpoint is judged on: a shard set's, held against the checkpoint's card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from brainfoundry.core import paths
+from brainfoundry.core.errors import CheckpointError, ConfigError, DataError
+from brainfoundry.inference.windows import WindowSpec
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.training.checkpoint import read_card
+from brainfoundry.training.config import TrackingOptions
+from brainfoundry.training.leak_gate import gate, open_test_set
+from brainfoundry.training.resolve import channels_of
+from brainfoundry.training.tracking.tags import run_tags
+from brainfoundry.training.tracking.tracker import Tracker
+from brainfoundry.training.tracking.uri import resolve_uri
+from brainfoundry.training.volumes import VolumeSpec, sessions_of
+
+
+def volumes_of(
+    checkpoints: Sequence[str],
+    shards_uri: str,
+    *,
+    split: str,
+    fold: int | None,
+    limit: int | None,
+    allow_leak: bool,
+    window: Callable[[tuple[int, int, int]], WindowSpec],
+    precision: str = "fp32",
+    flips: bool = False,
+    lesionwise: bool = False,
+) -> tuple[VolumeSpec, list[str]]:
+    """What is to be scored of a shard set, checked against the checkpoints' cards; and lines about it.
+
+    Args:
+        checkpoints: URIs of fine-tuned networks that agree in what they are shown and what they mark.
+        fold: its sessions are scored, whatever split they are in; None: those of `split`.
+        window: from the networks' crop to the windows.
+
+    Raises:
+        CheckpointError: a network that cannot segment, or an ensemble whose members disagree.
+        ConfigError: modalities or masks that the shard set does not have, another voxel size.
+        DataError: nobody to score, or somebody whom a checkpoint has seen.
+    """
+    cards = [read_card(uri) for uri in checkpoints]
+    card = cards[0]
+    for uri, other in zip(checkpoints, cards, strict=True):
+        if not other.task:
+            raise CheckpointError(
+                f"a checkpoint of stage {other.stage} cannot be scored: it has no decoder", file=uri,
+                fix="fine-tune it first (jobs/finetune_brats.py, jobs/finetune_atlas.py)",
+            )  # fmt: skip
+        for name in ("task", "modalities", "feeds", "intensity", "spacing_mm", "crop"):
+            if getattr(other, name) != getattr(card, name):
+                raise CheckpointError(
+                    f"the ensemble disagrees in {name}: {getattr(card, name)!r} and {getattr(other, name)!r}",
+                    file=uri, fix="score them one by one",
+                )  # fmt: skip
+    shards = ShardSet.open(shards_uri)
+    _, fed_by = channels_of(card.modalities, [f"{c}={m}" for c, m in card.feeds.items()], shards)
+    if shards.meta.labels != card.task["scheme"]:
+        raise ConfigError(
+            f"the network marks labels of {card.task['scheme']}, the masks are of "
+            f"{shards.meta.labels or 'no scheme'}",
+            file=shards.uri, fix="score it on a cohort prepared with that --scheme",
+        )  # fmt: skip
+    if shards.meta.spacing_mm != card.spacing_mm:
+        raise ConfigError(
+            f"the network was trained at voxels of {_mm(card.spacing_mm)}, the shard set has "
+            f"{_mm(shards.meta.spacing_mm)}",
+            file=shards.uri, fix="prepare the cohort with the same --spacing-mm",
+        )  # fmt: skip
+    leaks = gate([open_test_set(shards, split=split, fold=fold)], checkpoints, allow=allow_leak)
+    notes = [
+        f"LEAK: {r['leaked']} of {r['tested']} subjects ({r['selection']}) were seen by {r['source']}"
+        for r in leaks
+    ]
+    chosen = "held_out" if fold is not None else split
+    sessions = sessions_of(shards, split=chosen, fold=fold, limit=limit)
+    if not sessions:
+        raise DataError(f"nobody with a mask is in {chosen}", file=shards.uri, fix="choose another split")
+    assert shards.label_channel is not None
+    names = list(shards.meta.modalities)
+    spec = VolumeSpec(
+        shards=shards.uri, sessions=sessions, channels=tuple(names.index(m) for m in fed_by),
+        label=shards.label_channel, task=card.task["name"], scheme=card.task["scheme"],
+        intensity=card.intensity, window=window(card.crop), precision=precision, flips=flips,
+        lesionwise=lesionwise,
+    )  # fmt: skip
+    return spec, notes
+
+
+def _mm(spacing_mm: float | None) -> str:
+    return "the scans' own size" if spacing_mm is None else f"{spacing_mm:g} mm"
+
+
+def tracker_for(
+    folder: str, options: TrackingOptions, checkpoints: Sequence[str], spec: VolumeSpec
+) -> Tracker:
+    """The tracker of an evaluation that is no part of a training run."""
+    return Tracker(
+        run_dir=folder,
+        uri=resolve_uri(options.uri, str(paths.home())),
+        experiment=options.experiment,
+        run_name=folder.rstrip("/").rpartition("/")[2],
+        run_key=folder,
+        tags={
+            **run_tags(),
+            "checkpoints": ", ".join(checkpoints),
+            "shards": spec.shards,
+            "stage": "evaluate",
+        },
+        params={
+            "task": spec.task,
+            "overlap": spec.window.overlap,
+            "mode": spec.window.mode,
+            "flips": spec.flips,
+        },
+    )

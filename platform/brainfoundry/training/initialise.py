@@ -1,0 +1,197 @@
+"""How a run begins from a checkpoint: which one, whether it fits, what it brings, and what then learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from torch import nn
+
+from brainfoundry.core import files
+from brainfoundry.core.errors import CheckpointError
+from brainfoundry.models.transfer import TransferTable, transfer
+from brainfoundry.training import checkpoint
+from brainfoundry.training.card import Card
+from brainfoundry.training.config import InitConfig
+
+_ENCODER = "swinViT."
+_STEM = "swinViT.patch_embed."
+_DEPTH = {"patch_embed": 5, "layers1": 4, "layers2": 3, "layers3": 2, "layers4": 1}
+"""Stages of the encoder, counted down from the heads or the decoder, which are 0."""
+
+
+def find_checkpoint(uri: str) -> str:
+    """The checkpoint that a step-... folder is, or that is the best of a run's folder, else its newest.
+
+    Best as the run itself names it: by validation, `--keep.best-by`; highest for a score, lowest for a loss.
+
+    Raises:
+        CheckpointError: neither of the two; says what is there.
+    """
+    uri = files.absolute(uri)
+    if files.exists(files.join(uri, "card.json")):
+        return uri
+    folder = files.join(uri, "checkpoints")
+    steps = checkpoint.list_steps(folder)
+    if not steps:
+        there = files.list_names(folder) or files.list_names(uri)
+        raise CheckpointError(
+            "no whole checkpoint here: "
+            + (f"only {', '.join(there[:8])}" + (", ..." if len(there) > 8 else "") if there else "nothing"),
+            file=uri,
+            fix="name a step-... folder with a card.json, or a run's folder that holds checkpoints/",
+        )
+    return checkpoint.checkpoint_uri(folder, _best(uri, steps) or steps[-1])
+
+
+def _best(run: str, steps: Sequence[int]) -> int | None:
+    """Step of the best of a run's checkpoints; None where none was validated."""
+    config = files.join(run, "config.yaml")
+    if not files.exists(config):
+        return None
+    best_by = (yaml.safe_load(files.read_bytes(config)) or {}).get("keep", {}).get("best_by")
+    scores = {}
+    for step in steps:
+        card = checkpoint.read_card(checkpoint.checkpoint_uri(files.join(run, "checkpoints"), step))
+        if f"val/{best_by}" in card.metrics:
+            score = card.metrics[f"val/{best_by}"]
+            scores[step] = -score if card.stage == "finetune" else score
+    return min(scores, key=lambda step: (scores[step], step)) if scores else None
+
+
+def check_parent(
+    parent: Card,
+    *,
+    size: str,
+    merging: str,
+    modalities: Sequence[str],
+    intensity: str,
+    spacing_mm: float | None,
+    space: str,
+    skull_stripped: bool,
+    parts: Sequence[str],
+    mode: str = "paper",
+) -> list[str]:
+    """Hold a checkpoint against the run that wants to start from it.
+
+    Args:
+        parent: the checkpoint's card; the rest describes the run.
+
+    Returns:
+        A line for each thing that changes between the stages and may cost some of what was learned.
+
+    Raises:
+        CheckpointError: the weights would mean something else, or a part is not there.
+    """
+    whose = f"the checkpoint (run {parent.run}, step {parent.step})"
+    for name, theirs, mine in (("size", parent.size, size), ("merging", parent.merging, merging)):
+        if theirs != mine:
+            raise CheckpointError(
+                f"{whose} has {name} {theirs}, this run asks for {mine}",
+                fix=f"use --model.{name} {theirs}, or another checkpoint",
+            )
+    for part, has in (("heads", not parent.task), ("decoder", bool(parent.task))):
+        if part in parts and not has:
+            raise CheckpointError(
+                f"{whose} is of stage {parent.stage}, which has no {part}",
+                fix=f"leave {part} out of --init.parts, or use another checkpoint",
+            )
+    notes = []
+    if parent.intensity != intensity:
+        notes.append(
+            f"intensity rule: {parent.intensity} before, {intensity} now (the released code changes it "
+            "between stages without saying so)"
+        )
+    if parent.spacing_mm != spacing_mm:
+        notes.append(f"voxel size: {_millimetres(parent.spacing_mm)} before, {_millimetres(spacing_mm)} now")
+    if parent.space != space:
+        notes.append(f"template space: {parent.space or 'none'} before, {space or 'none'} now")
+    if parent.skull_stripped != skull_stripped:
+        notes.append(f"skull: {_skull(parent.skull_stripped)} before, {_skull(skull_stripped)} now")
+    if mode == "paper" and not set(parent.modalities) & set(modalities):
+        notes.append(
+            f"no shared modality ({', '.join(parent.modalities)} before, {', '.join(modalities)} now): the "
+            "first convolution's weights are all drawn anew (--init.mode mean or repeat would use them)"
+        )
+    return notes
+
+
+def _millimetres(spacing_mm: float | None) -> str:
+    return "as scanned" if spacing_mm is None else f"{spacing_mm:g} mm"
+
+
+def _skull(stripped: bool) -> str:
+    return "removed" if stripped else "left"
+
+
+def initialise(network: nn.Module, init: InitConfig, modalities: Sequence[str]) -> TransferTable | None:
+    """Weights of the run's checkpoint into its freshly made network; None where it starts at random.
+
+    New channels come from torch's global generator: seed it alike on every worker.
+
+    Args:
+        network: not yet wrapped in DistributedDataParallel.
+        modalities: its input channels by name, in order.
+
+    Raises:
+        CheckpointError: missing, damaged, or nothing in it fits.
+    """
+    if init.checkpoint is None:
+        return None
+    found = checkpoint.load(find_checkpoint(init.checkpoint), with_state=False)
+    return transfer(
+        network,
+        found.model,
+        source_modalities=found.card.modalities,
+        target_modalities=modalities,
+        mode=init.mode,
+        parts=init.parts,
+        source=found.uri,
+    )
+
+
+def parameter_groups(
+    network: nn.Module, init: InitConfig, *, lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of parameters for torch's optimisers; those that are frozen are in none and get no gradient.
+
+    Call it before DistributedDataParallel wraps the network, which looks at who needs gradients once. Each
+    group has an `lr_scale`, by which a schedule multiplies its rate. Without freezing and decay there is one
+    group, of all parameters in the network's order.
+
+    Args:
+        network: not yet wrapped.
+        lr: learning rate of the heads or the decoder; an encoder stage has `layer_decay` times that of the
+            stage above it.
+        weight_decay: of all groups.
+    """
+    groups: dict[int, dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if _frozen(name, init.freeze):
+            parameter.requires_grad_(False)
+            continue
+        depth, label = _depth(name) if init.layer_decay != 1 else (0, "all")
+        scale = init.layer_decay**depth
+        group = groups.setdefault(
+            depth,
+            {"params": [], "lr": lr * scale, "lr_scale": scale, "weight_decay": weight_decay, "name": label},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _frozen(name: str, freeze: str) -> bool:
+    if freeze == "stem":
+        return name.startswith(_STEM)
+    if freeze == "encoder_but_stem":
+        return name.startswith(_ENCODER) and not name.startswith(_STEM)
+    return freeze == "encoder" and name.startswith(_ENCODER)
+
+
+def _depth(name: str) -> tuple[int, str]:
+    """Stages between a parameter and the output, and what to call those of its kind."""
+    if not name.startswith(_ENCODER):
+        return 0, "top"
+    stage = name.split(".")[1]
+    return _DEPTH[stage], stage

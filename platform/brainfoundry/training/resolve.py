@@ -1,0 +1,337 @@
+"""From a configuration and a shard set to a run: everything checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from brainfoundry.core import files, paths
+from brainfoundry.core.config import to_dict
+from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.rng import hash64_int, key_of
+from brainfoundry.inference.windows import WindowSpec
+from brainfoundry.models.sizes import EncoderSpec
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.stream.folds import split_view
+from brainfoundry.stream.plan import Plan, PlanSpec
+from brainfoundry.tasks.base import load_task
+from brainfoundry.training.card import Card
+from brainfoundry.training.checkpoint import checkpoint_uri, read_card
+from brainfoundry.training.config import TrainConfig
+from brainfoundry.training.finetune_config import FinetuneConfig
+from brainfoundry.training.initialise import check_parent, find_checkpoint
+from brainfoundry.training.leak_gate import gate_run
+from brainfoundry.training.objectives import objective_of, options_of
+from brainfoundry.training.runs import RunPlace
+from brainfoundry.training.task import TrainTask
+from brainfoundry.training.tracking.tags import run_tags, version_tags
+from brainfoundry.training.tracking.uri import resolve_uri
+from brainfoundry.training.volumes import VolumeSpec, sessions_of
+
+
+def storage_of(config: TrainConfig) -> str:
+    """Folder of all runs of this kind, absolute: Ray's workers run in folders of their own."""
+    return files.absolute(config.storage or str(paths.home() / config.folder))
+
+
+def plan_of(config: TrainConfig) -> PlanSpec:
+    """What the configuration asks of the stream."""
+    data = config.data
+    return PlanSpec(
+        seed=data.seed,
+        crop=data.crop,
+        crops_per_subject=data.crops_per_subject,
+        subjects_per_group=data.subjects_per_group,
+        groups_per_step=data.groups_per_step,
+        frame=data.frame,
+        split="train",
+        fold=data.fold,
+        labelled=isinstance(config, FinetuneConfig),
+        foreground=getattr(data, "foreground", 0.0),
+    )
+
+
+def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> TrainTask:
+    """Everything the workers need, checked against what the shard set really holds.
+
+    Raises:
+        ConfigError: a modality the shard set does not have, a crop the network cannot take, workers that do
+            not divide the groups, too few subjects, masks of another scheme.
+        CheckpointError: the run's newest checkpoint was made with other options or other scans; a parent of
+            another size.
+        DataError: the run, or an ancestor, would see subjects of a test set.
+    """
+    config.check()
+    data, meta = config.data, shards.meta
+    modalities, fed_by = channels_of(data.modalities, data.feed, shards)
+    plan = plan_of(config)
+    opened = Plan.from_index(shards.index, plan)
+    opened.check_world(config.cluster.workers)
+    encoder = EncoderSpec(
+        size=config.model.size,
+        in_channels=len(modalities),
+        merging=config.model.merging,
+        activation_checkpointing=config.model.activation_checkpointing,
+        drop_rate=getattr(config.model, "drop_rate", 0.0),
+    )
+    scheme = _scheme(config, shards)
+    objective = objective_of(config, scheme)
+    objective.check_crop(data.crop)
+    _check_best_by(config, objective.loss_names)
+
+    before = None
+    if place.step:
+        before = read_card(checkpoint_uri(files.join(place.folder, "checkpoints"), place.step))
+    # A run that goes on keeps the parent it began with, whatever the parent's run has become since.
+    parents = before.parents if before else ()
+    if before is None and config.init.checkpoint is not None:
+        parents = (find_checkpoint(config.init.checkpoint),)
+    notes = []
+    if parents:
+        notes += check_parent(
+            read_card(parents[0]), size=config.model.size, merging=config.model.merging,
+            modalities=modalities, intensity=data.intensity, spacing_mm=meta.spacing_mm, space=meta.space,
+            skull_stripped=meta.skull_stripped, parts=config.init.parts,
+            mode=config.init.mode,
+        )  # fmt: skip
+    tags = run_tags()
+    leaks, found = gate_run(
+        shards,
+        sorted(set(fed_by)),
+        run=place.name,
+        stage=config.stage,
+        guard=data.guard,
+        parents=parents,
+        allow=data.allow_leak,
+        earlier=checkpoint_uri(files.join(place.folder, "checkpoints"), place.step) if before else None,
+        fold=data.fold,
+    )
+    if found:
+        tags["leaks"] = "; ".join(n for n in found if not n.startswith("none of"))[:4000] or "none"
+    notes += found
+    task = load_task(config.task.name) if isinstance(config, FinetuneConfig) else None
+    card: dict[str, Any] = {
+        "stage": config.stage,
+        "size": config.model.size,
+        "modalities": modalities,
+        "feeds": {c: m for c, m in zip(modalities, fed_by, strict=True) if c != m},
+        "merging": config.model.merging,
+        "encoder": encoder.to_dict(),
+        "objective": config.model.objective,
+        "objective_config": options_of(objective),
+        "intensity": data.intensity,
+        "crop": data.crop,
+        "patch": 2,
+        "frame": data.frame,
+        "spacing_mm": meta.spacing_mm,
+        "orientation": "RAS",
+        "space": meta.space,
+        "skull_stripped": meta.skull_stripped,
+        "manifest_hash": meta.manifest_hash,
+        "plan_hash": opened.hash,
+        "plan": plan.to_dict(),
+        "parents": parents,
+        "leaks": leaks,
+        "task": {"name": task.name, "scheme": scheme, "regions": [r.name for r in task.regions]}
+        if task
+        else {},
+        "init": before.init if before else _init(config) if parents else {},
+        "steps": config.optim.steps,
+        "run": place.name,
+        "git_commit": tags.get("git_commit"),
+        "versions": {k.removeprefix("version_"): v for k, v in version_tags().items()},
+    }
+    if before is not None and place.state == "unfinished":
+        over = _continue_from(card, before, place, shards)
+        if over:
+            notes.append(over)
+            tags["withdrawal"] = over
+    resolved = TrainTask(
+        config=config,
+        name=place.name,
+        run_dir=place.folder,
+        shards=shards.uri,
+        modalities=modalities,
+        fed_by=fed_by,
+        channels=tuple(list(meta.modalities).index(m) for m in fed_by),
+        plan=plan,
+        label=shards.label_channel if task else None,
+        scheme=scheme,
+        parent=parents[0] if parents else None,
+        card=card,
+        history=tuple(meta.history),
+        notes=tuple(notes),
+        tracking_uri=resolve_uri(config.tracking.uri, str(paths.home())),
+        tags={
+            **tags,
+            "manifest_hash": meta.manifest_hash,
+            "cohort": meta.cohort,
+            "stage": config.stage,
+            "size": config.model.size,
+            "preset": config.preset,
+            "modalities": ",".join(modalities),
+            **({"fold": str(data.fold)} if data.fold is not None else {}),
+            **({"parent": parents[0]} if parents else {}),
+        },
+        params=_params(config),
+    )
+    return _with_volumes(resolved, shards) if task else _with_crops(resolved, shards)
+
+
+def channels_of(
+    modalities: Sequence[str], feed: Sequence[str], shards: ShardSet
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the input channels, and the modality that each shows.
+
+    Args:
+        modalities: channels by name; empty: the shard set's own.
+        feed: CHANNEL=MODALITY for channels that show another modality than their own.
+
+    Raises:
+        ConfigError: a modality that is not there, a channel named twice, a feed that is none.
+    """
+    there = tuple(shards.meta.modalities)
+    names = tuple(modalities) or there
+    if len(set(names)) != len(names):
+        raise ConfigError(
+            f"a modality is named twice in {', '.join(names)}",
+            fix="name each channel once; --data.feed CHANNEL=MODALITY shows one scan in two channels",
+        )
+    feeds = {}
+    for text in feed:
+        channel, equals, modality = text.partition("=")
+        if not equals or channel not in names:
+            raise ConfigError(
+                f"--data.feed {text!r} names no channel and modality",
+                fix=f"write CHANNEL=MODALITY, with a channel of {', '.join(names)}",
+            )
+        feeds[channel] = modality
+    fed_by = tuple(feeds.get(name, name) for name in names)
+    for name in fed_by:
+        if name not in there:
+            raise ConfigError(
+                f"modality {name!r} is not in the shard set, which has {', '.join(there)}",
+                file=shards.uri,
+                fix="choose --data.modalities from these, feed the channel with one of them "
+                f"(--data.feed {name}={there[0]}), or prepare a shard set with it",
+            )
+    return names, fed_by
+
+
+def _scheme(config: TrainConfig, shards: ShardSet) -> str:
+    """Label scheme of the masks that the run learns from."""
+    if not isinstance(config, FinetuneConfig):
+        return ""
+    if not shards.meta.labels:
+        raise ConfigError(
+            "the shard set has no masks to learn from", file=shards.uri,
+            fix="prepare the cohort with its masks (prepare_brats.py, prepare_atlas.py, prepare_bids.py)",
+        )  # fmt: skip
+    try:
+        load_task(config.task.name).check_scheme(shards.meta.labels)
+    except ConfigError as error:
+        raise ConfigError(error.problem, file=shards.uri, fix=error.fix) from error
+    return shards.meta.labels
+
+
+def _check_best_by(config: TrainConfig, losses: Sequence[str]) -> None:
+    wanted = config.keep.best_by
+    names, what = ("total", *losses), f"loss of {config.model.objective}"
+    if isinstance(config, FinetuneConfig):
+        names, what = load_task(config.task.name).score_names, f"score of {config.task.name}"
+    if wanted not in names:
+        raise ConfigError(
+            f"--keep.best-by {wanted!r} is no {what}",
+            fix=f"choose one of {', '.join(names)}",
+        )
+
+
+def _init(config: TrainConfig) -> dict[str, Any]:
+    """How the weights begin, for the card."""
+    values: dict[str, Any] = to_dict(config.init)
+    values.pop("checkpoint")
+    return values
+
+
+def _with_crops(task: TrainTask, shards: ShardSet) -> TrainTask:
+    """Validation of a pretraining run: fixed crops of the val split."""
+    config = task.config
+    view = split_view(shards.index, config.data.fold, source=shards.uri)
+    held_out = len(set(view.filter(pc.equal(view["split"], "val"))["subject"].to_pylist()))
+    groups = min(held_out, config.keep.validate_subjects) // config.data.subjects_per_group
+    seed = hash64_int(config.data.seed, key_of("validation")) >> 1
+    spec = replace(task.plan, split="val", groups_per_step=1, seed=seed)
+    notes = (*task.notes, *_folds_seen(view, config.data.fold))
+    return replace(task, validation=spec if groups else None, validation_groups=groups, notes=notes)
+
+
+def _folds_seen(view: pa.Table, fold: int | None) -> list[str]:
+    """A line where a pretraining run learns from the folds that a run starting from it may be tested on."""
+    dealt = view.filter(pc.and_(pc.is_valid(view["fold"]), pc.not_equal(view["split"], "test")))
+    if fold is not None or not dealt.num_rows:
+        return []
+    folds = ", ".join(str(f) for f in sorted(set(dealt["fold"].to_pylist())))
+    subjects = len(set(dealt["subject"].to_pylist()))
+    return [
+        f"no --fold: the weights will have seen {subjects} subjects of folds {folds}; to test on one of "
+        "these folds, pretrain with --fold and its number"
+    ]
+
+
+def _with_volumes(task: TrainTask, shards: ShardSet) -> TrainTask:
+    """Validation of a fine-tuning run: whole volumes of the val split, else of the held-out fold."""
+    config = task.config
+    assert isinstance(config, FinetuneConfig) and task.label is not None
+    fold, keep = config.data.fold, config.keep
+    split, notes = "val", list(task.notes)
+    sessions = sessions_of(shards, split="val", fold=fold, limit=keep.validate_subjects)
+    if not sessions and fold is not None:
+        split = "held_out"
+        sessions = sessions_of(shards, split=split, fold=fold, limit=keep.validate_subjects)
+        notes.append(
+            f"the best checkpoint is chosen on fold {fold} itself, as in the paper: scores on it are "
+            "optimistic; with a val split (jobs/split.py --val) it is chosen there"
+        )
+    window = WindowSpec(window=config.data.crop, overlap=keep.overlap)
+    volumes = VolumeSpec(
+        shards=task.shards, sessions=sessions, channels=task.channels, label=task.label,
+        task=config.task.name, scheme=task.scheme, intensity=config.data.intensity, window=window,
+        precision=config.optim.precision,
+    )  # fmt: skip
+    return replace(task, volumes=volumes if sessions else None, notes=tuple(notes))
+
+
+def _continue_from(card: dict[str, Any], found: Card, place: RunPlace, shards: ShardSet) -> str:
+    """Hold the run against its newest checkpoint before anything starts; a line if withdrawals lie between.
+
+    Leaks that an earlier submission let pass stay on the card.
+    """
+    uri = checkpoint_uri(files.join(place.folder, "checkpoints"), place.step)
+    over = Card(**card, step=place.step).refuse_mismatch(found, uri, shards.meta.history)
+    now = {(record["test"], record["selection"]) for record in card["leaks"]}
+    card["leaks"] += tuple(r for r in found.leaks if (r["test"], r["selection"]) not in now)
+    if over is None:
+        return ""
+    return (
+        f"continues from step {place.step} without {over['subjects']} withdrawn subject(s), whom its weights "
+        f"may have seen: manifest {over['from'][:12]} is now {over['to'][:12]}, the order is planned anew"
+    )
+
+
+def _params(config: TrainConfig) -> dict[str, Any]:
+    """The few settings people compare runs by; the whole configuration goes as an artifact."""
+    values = to_dict(config)
+    chosen = {
+        f"optim.{k}": values["optim"][k] for k in ("steps", "lr", "weight_decay", "warmup", "precision")
+    }
+    chosen |= {f"model.{k}": values["model"][k] for k in ("size", "merging", "objective")}
+    chosen |= {
+        f"data.{k}": values["data"][k]
+        for k in ("crop", "groups_per_step", "frame", "intensity", "seed", "fold")
+    }
+    chosen |= {f"init.{k}": values["init"][k] for k in ("mode", "freeze", "layer_decay")}
+    return {k: str(v) for k, v in chosen.items()}
