@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 MIN_VENV := .venv-torch-min
 export PYTHON
 
-.PHONY: help install demo test test-slow test-torch-min lint bench cluster cluster-down mlflow clean
+.PHONY: help install demo demo-full test test-slow test-torch-min lint bench cluster cluster-down mlflow clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,6 +20,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 demo: install ## cluster, demo cohort, shards, pretraining, and where to look
 	@cluster/demo.sh
+
+demo-full: install ## all three stages, scores with pictures, and masks
+	@cluster/demo_full.sh
 
 test: install ## the unit tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"

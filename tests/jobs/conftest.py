@@ -1,5 +1,5 @@
-"""The small shard set of the training tests serves the jobs too."""
+"""The small shard sets of the training tests serve the jobs too."""
 
-from tests.training.conftest import small_shards
+from tests.training.conftest import labelled_shards, small_shards
 
-__all__ = ["small_shards"]
+__all__ = ["labelled_shards", "small_shards"]

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from brainfoundry.core import files
-from brainfoundry.core.errors import CheckpointError
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.training.checkpoint import checkpoint_uri, list_steps, read_card
 from brainfoundry.training.config import InitConfig
@@ -109,6 +108,3 @@ def test_a_worker_killed_in_stage_3_goes_on_to_the_bit(
     assert all(torch.equal(v, got[k]) for k, v in expected.items())
     # The checkpoint whose validation the kill may have lost was asked for again.
     assert judged_steps(killed.verdicts) == judged_steps(straight.verdicts) == [2, 4, 6]
-    changed = replace(killed.config, data=replace(killed.config.data, feed=("FLAIR=T1w",)))
-    with pytest.raises(CheckpointError, match=r"has feeds \{\}, this run asks for \{'FLAIR': 'T1w'\}"):
-        resolve(changed)  # type: ignore[arg-type]

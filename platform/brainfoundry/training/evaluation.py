@@ -178,6 +178,11 @@ def _worst_and_best(table: ScoreTable, metric: str, n: int) -> list[tuple[str, s
     return list(found.values())
 
 
+def page_of(task: TrainTask) -> str:
+    """Where the page of a fine-tuning run's evaluation lies, written after everything else of it."""
+    return files.join(task.run_dir, "evaluation", "evaluation.html")
+
+
 def evaluate_run(task: TrainTask, summary: dict[str, Any]) -> Evaluation:
     """The best checkpoint of a fine-tuning run on its held-out volumes, into RUN/evaluation and MLflow."""
     config = task.config

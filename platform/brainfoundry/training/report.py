@@ -100,10 +100,12 @@ def _validation_line(task: TrainTask) -> str:
     return "none: too few held-out subjects"
 
 
-def finished_before(task: TrainTask) -> None:
-    """Say that there is nothing to do, and where the results are."""
+def finished_before(task: TrainTask) -> dict[str, Any]:
+    """Say that there is nothing to do, and where the results are; returns the run's summary."""
     print(f"run {task.name} was finished before; --resume never starts another beside it")
-    summarise(task, files.read_json(files.join(task.run_dir, "summary.json")))
+    summary: dict[str, Any] = files.read_json(files.join(task.run_dir, "summary.json"))
+    summarise(task, summary)
+    return summary
 
 
 def summarise(task: TrainTask, summary: dict[str, Any]) -> None:

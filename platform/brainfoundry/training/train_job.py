@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from brainfoundry.core import paths
+from brainfoundry.core import files, paths
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.ray_session import connect
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.plan import Plan
 from brainfoundry.training import report
 from brainfoundry.training.config import TrainConfig
-from brainfoundry.training.evaluation import evaluate_run
+from brainfoundry.training.evaluation import evaluate_run, page_of
 from brainfoundry.training.launch import train
 from brainfoundry.training.resolve import plan_of, resolve_task, storage_of
 from brainfoundry.training.runs import find_place, identity_hash
@@ -60,7 +60,9 @@ def train_job(config: TrainConfig, ensure_demo: Callable[..., str]) -> None:
         print("dry run: nothing was started")
         return
     if place.state == "finished":
-        report.finished_before(task)
+        summary = report.finished_before(task)
+        if task.volumes is not None and not files.exists(page_of(task)):
+            evaluate_run(task, summary)  # the job was stopped in the middle of that
         return
 
     print(f"joined {connect()}", flush=True)

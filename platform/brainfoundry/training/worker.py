@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brainfoundry.core.errors import DataError
+from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.core.memory import keep_freed_memory
 from brainfoundry.core.rng import hash64_int
 from brainfoundry.models.sizes import EncoderSpec
@@ -96,10 +96,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     loop = _Loop(task, engine, validation, meter, receipt, reporter, writer)
     try:
         result = loop.run(feed(stream, device), start)
-    except BaseException:
+    except BaseException as error:
         receipt.close("failed")
         if reporter:
             reporter.interrupted()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise _too_large(task, world) from error
         raise
     receipt.close("finished")
     if reporter:
@@ -267,6 +269,16 @@ def _mean_over_workers(records: torch.Tensor) -> list[list[float]]:
         dist.all_reduce(records)
         records /= dist.get_world_size()
     return records.tolist()
+
+
+def _too_large(task: TrainTask, world: int) -> ConfigError:
+    config = task.config
+    crops = task.plan.groups_per_step * task.plan.crops_per_group // world // config.optim.accumulate
+    return ConfigError(
+        f"out of GPU memory with {crops} crops of {'x'.join(map(str, task.plan.crop))} at a time on a worker",
+        fix=f"raise --optim.accumulate (now {config.optim.accumulate}) or --cluster.workers, lower "
+        "--data.crop, use --optim.precision bf16 or --model.activation-checkpointing",
+    )
 
 
 def _refuse_nonfinite(records: list[list[float]], first: int) -> None:
