@@ -41,7 +41,7 @@ submit jobs/evaluate.py --checkpoints "$BRAINFOUNDRY_HOME/finetune/full-3" --sha
     --split test --out "$full/evaluation"
 
 step "8/8 masks of the test cases' original scans, on their own 1 mm grids"
-submit jobs/predict.py --checkpoint "$BRAINFOUNDRY_HOME/finetune/full-3" --input "$full/brats-shards" \
+submit jobs/predict.py --checkpoint "$BRAINFOUNDRY_HOME/finetune/full-3" --input "$full/brats-shards/manifest.parquet" \
     --split test --out "$full/predictions"
 
 step "done"

@@ -47,7 +47,7 @@ def _read_ukb(source: str, manifest: str) -> Manifest:
 
 
 def ensure_demo_shards(folder: Path, *, make: bool = True) -> str:
-    """URI of the healthy demo's shard set below `folder`, after making cohort and shards if they are not there.
+    """URI of the healthy demo's shard set below `folder`; cohort and shards are made if they are not there.
 
     Args:
         folder: such as `$BRAINFOUNDRY_HOME/demo`; the cohort goes to `ukb/`, the shards to `shards/`.
