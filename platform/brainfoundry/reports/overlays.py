@@ -71,7 +71,7 @@ def overlay_figure(
     title: str,
     scores: Mapping[str, float] | None = None,
 ) -> bytes:
-    """PNG of the planes that cut most of the lesion, true or predicted; of the brain's middle without any.
+    """PNG of the planes that cut most of the lesion: the true one, else the predicted one, else mid-brain.
 
     Args:
         image_DHW: the scan, in RAS axis order (D towards the right, H to the front, W upwards); any unit.
@@ -107,7 +107,8 @@ def overlay_figure(
         legend.append(_Block("Difference, whole volume", told))
     grey, brain = _windowed(image)
     box = _box(brain | marked, spacing_mm)
-    at = _fullest(marked) or tuple((part.start + part.stop) // 2 for part in box)
+    at = None if truth is None else _fullest(truth > 0)
+    at = at or _fullest(marked) or tuple((part.start + part.stop) // 2 for part in box)
     scale, rows = _panels(grey, views, box, at, spacing_mm)
     places = [
         f"slice {i + 1} of {n} from {side}" for i, n, side in zip(at, image.shape, _STARTS, strict=True)
