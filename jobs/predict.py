@@ -28,6 +28,7 @@ from brainfoundry.prediction.predictor import Job, Outcome
 from brainfoundry.prediction.run import predict_all
 from brainfoundry.prediction.sources import find_cases
 from brainfoundry.prediction.spread import fleet, on_ray
+from brainfoundry.prediction.tracking import track
 
 SOME_FAILED = 3
 
@@ -64,6 +65,7 @@ def main(config: PredictConfig) -> int:
 
     result = predict_all(job, source.cases, executor)
     report.summarise(job, result)
+    print(track(job, source, result, config.tracking))
     return SOME_FAILED if result.failed else 0
 
 

@@ -73,6 +73,9 @@ def test_from_a_parent_to_masks(job_cluster: JobCluster, labelled_shards: str, t
         "jobs/predict.py", "--checkpoint", str(run), "--input", labelled_shards, "--split", "test",
         "--out", str(tmp_path / "masks"), "--allow", "space,skull",
     )  # fmt: skip
+    (experiment,) = (e for e in client.search_experiments() if e.name == "brainfoundry-predict")
+    (predicted,) = client.search_runs([experiment.experiment_id])
+    assert predicted.data.metrics["cases_predicted"] == 1 and predicted.data.params["task"] == "brats"
     (mask,) = (tmp_path / "masks").rglob("*_dseg.nii.gz")
     source = Path(labelled_shards).parent / "brats" / "BraTS2021_00009" / "BraTS2021_00009_flair.nii.gz"
     got, want = nibabel.load(mask), nibabel.load(source)  # type: ignore[attr-defined]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from brainfoundry.core import paths
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.inference.windows import Mode, Weights
 from brainfoundry.models.crops import check_crop
+from brainfoundry.training.config import TrackingOptions
 
 Allowed = Literal["space", "skull"]
 
@@ -102,6 +103,10 @@ class PredictConfig:
     """Networks at work at once; None: one a GPU, or one for every 4 CPUs where there is no GPU."""
     cpus: int | None = None
     """CPUs of the private Ray session without a cluster; None: all of this machine."""
+    tracking: TrackingOptions = field(
+        default_factory=lambda: TrackingOptions(experiment="brainfoundry-predict")
+    )
+    """Tracking."""
 
     def __post_init__(self) -> None:
         for wrong, name, fix in (
