@@ -22,8 +22,8 @@ step "3/8 NIfTI -> shards, at 2 mm; 3 tumour cases to validate on, 4 to test on"
 python jobs/prepare_ukb.py --source "$demo/ukb" --out "$demo/shards" --spacing-mm 2 --n-val 2 --rows-per-shard 4
 if [[ ! -e $full/brats-shards/shardset.json ]]; then
     python jobs/prepare_brats.py --source "$full/brats" --out "$full/brats-shards" --spacing-mm 2 --rows-per-shard 6
-    python jobs/split.py --shards "$full/brats-shards" --test 4 --val 3
 fi
+python jobs/split.py --shards "$full/brats-shards" --test 4 --val 3
 
 step "4/8 stage 1: self-supervised pretraining on the healthy brains"
 submit jobs/pretrain_ukb.py --preset demo --name full-1 --data.shards "$demo/shards"

@@ -34,7 +34,8 @@ class EvaluateConfig:
     split: Literal["train", "val", "test"] = "test"
     """Split that is scored."""
     fold: int | None = None
-    """Score this fold instead of a split (0 to 4 are the paper's Fold 1 to 5)."""
+    """Score this fold (its sessions outside the test split) instead of a split; 0 to 4 are the paper's Fold 1
+    to 5."""
     out: str = "evaluation"
     """Folder for scores, pictures and page; what an earlier evaluation wrote there is replaced."""
     limit: int | None = None
@@ -88,7 +89,7 @@ def main(config: EvaluateConfig) -> None:
     )  # fmt: skip
     found.table.print_table(what)
     tracker = tracker_for(out, config.tracking, uris, spec)
-    log_evaluation(tracker, found, step=0)
+    log_evaluation(tracker, found, step=0, subjects=config.tracking.subjects)
     tracker.close("FINISHED", timeout_s=120.0)
     print(f"scores: {found.scores}\npage:   {found.page}\n{tracker.where()}")
 

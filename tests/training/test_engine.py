@@ -205,3 +205,14 @@ def test_groups_learn_at_their_own_rate_and_frozen_weights_stay() -> None:
     moved = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and all(not k.startswith("swinViT.") or ".patch_embed." in k for k in moved)
     assert any(".patch_embed." in k for k in moved)
+
+
+def test_an_average_cannot_begin_or_end_on_the_way() -> None:
+    plain, averaged = make_engine(), make_engine(ema=0.5)
+    for first, second, words in (
+        (plain, averaged, "without --optim.ema"),
+        (averaged, plain, "with --optim.ema"),
+    ):
+        saved = to_cpu({"model": first.best.state_dict(), **first.state()})
+        with pytest.raises(CheckpointError, match=words):
+            second.load(saved.pop("model"), saved, "here")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,5 +108,36 @@ def test_a_worker_killed_in_stage_3_goes_on_to_the_bit(
     assert struck and summary["steps"] == 6
     expected, got = weights(straight, 6), weights(killed, 6)
     assert all(torch.equal(v, got[k]) for k, v in expected.items())
-    # The checkpoint whose validation the kill may have lost was asked for again.
+    # A verdict that came, or was lost, while the workers were down is on its card all the same.
     assert judged_steps(killed.verdicts) == judged_steps(straight.verdicts) == [2, 4, 6]
+    for step in (2, 4, 6):
+        one, two = (read_card(checkpoint_uri(task.checkpoints, step)).metrics for task in (straight, killed))
+        assert one and one == pytest.approx(two, abs=1e-6)
+
+
+def test_a_validation_whose_process_is_killed_costs_a_verdict(
+    labelled_shards: str, tmp_path: Path, ray_local: int
+) -> None:
+    config = configuration(tmp_path, labelled_shards)
+    task = resolve(named(config, "shot", validation="async", validate_every=0))
+    struck: list[int] = []
+    ended = threading.Event()
+
+    def strike() -> None:  # whoever validates, as often as it is started again
+        while not ended.wait(0.05):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "ray::validate_checkpoint" in " ".join(process.cmdline()):
+                        process.kill()
+                        struck.append(process.pid)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        summary = train(task)
+    finally:
+        ended.set()
+        thread.join()
+    verdict = read_verdict(task.verdicts, 4)
+    assert struck and verdict is not None and "Crashed" in verdict.problem and not verdict.metrics
+    assert summary["steps"] == 4 and summary["best_checkpoint"] is None

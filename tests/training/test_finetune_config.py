@@ -1,9 +1,11 @@
 """Configurations of stage 3: presets, epochs as steps, and what can never run."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from brainfoundry.core.config import to_yaml
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.tasks.augment import RECIPES
 from brainfoundry.training.config import InitConfig
@@ -11,7 +13,7 @@ from brainfoundry.training.estimate import estimate
 from brainfoundry.training.finetune_config import FinetuneConfig
 from brainfoundry.training.objectives import objective_of
 from brainfoundry.training.presets_finetune import ATLAS, BRATS, BRATS_DEMO, BRATS_REFERENCE
-from brainfoundry.training.runs import default_name
+from brainfoundry.training.runs import default_name, in_steps
 
 
 @pytest.mark.parametrize("preset", [*BRATS.values(), *ATLAS.values()], ids=lambda p: f"{p.job}-{p.preset}")
@@ -67,3 +69,18 @@ def test_a_run_is_named_by_what_decides_its_numbers() -> None:
     other = replace(BRATS_DEMO, init=InitConfig(checkpoint="elsewhere"))
     assert default_name(other, "m") != name
     assert default_name(replace(BRATS_DEMO, keep=replace(BRATS_DEMO.keep, pictures=0)), "m") == name
+
+
+def test_a_run_in_epochs_keeps_the_steps_it_began_with(tmp_path: Path) -> None:
+    config = replace(BRATS_REFERENCE, storage=str(tmp_path))
+    first = in_steps(config, str(tmp_path), "m", 1_000)
+    assert first.optim.steps == 75_000 and first.name == default_name(config, "m")
+    folder = tmp_path / str(first.name)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(first))
+    after = in_steps(config, str(tmp_path), "m", 999)  # somebody withdrew
+    assert after == first
+    longer = replace(config, optim=replace(config.optim, epochs=400.0), name=first.name)
+    assert in_steps(longer, str(tmp_path), "m", 999).optim.steps == 99_900
+    assert in_steps(replace(config, resume="never"), str(tmp_path), "m", 999).optim.steps == 74_925
+    assert in_steps(BRATS_DEMO, str(tmp_path), "m", 7).optim == BRATS_DEMO.optim

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from brainfoundry.core import files
 from brainfoundry.core.errors import CheckpointError, ConfigError, DataError
 from brainfoundry.models import EncoderSpec
 from brainfoundry.pretext.base import load_objective
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.training import checkpoint
+from brainfoundry.training.card import Card
 from brainfoundry.training.config import InitConfig, PretrainConfig, TrainConfig
 from brainfoundry.training.presets import DEMO
 from brainfoundry.training.report import announce
@@ -22,7 +24,7 @@ from brainfoundry.training.runs import find_place
 from brainfoundry.training.seen import encode_seen, load_seen, own_scans, seen_table
 from brainfoundry.training.task import TrainTask
 from tests.training.labelled import configuration
-from tests.training.test_checkpoint import card
+from tests.training.test_checkpoint import MODEL, STATE, card
 
 
 def resolve(config: TrainConfig) -> TrainTask:
@@ -77,7 +79,8 @@ def test_a_fine_tuning_run(labelled_shards: str, tmp_path: Path) -> None:
     assert task.card["task"] == {"name": "brats", "scheme": "brats2021", "regions": ["tc", "wt", "et"]}
     assert task.card["stage"] == "finetune" and task.plan.labelled and task.plan.foreground == 0.5
     assert task.volumes is not None and [s.subject for s in task.volumes.sessions] == ["BraTS2021_00008"]
-    assert task.validation is None and task.parent is None
+    assert task.parent is None and task.card["chosen_on"] == "val"
+    assert task.validation is not None and task.validation_groups == 1  # for the receipt
 
 
 def test_a_fold_is_held_out_of_the_plan_and_judged(labelled_shards: str, tmp_path: Path) -> None:
@@ -168,3 +171,33 @@ def test_stage_2_trains_on_the_other_folds_only(labelled_shards: str, tmp_path: 
     assert any(
         "no --fold: the weights will have seen 7 subjects of folds 0, 1, 2" in n for n in everything.notes
     )
+
+
+def test_a_run_that_goes_on_keeps_its_parent(labelled_shards: str, tmp_path: Path) -> None:
+    uri = parent(tmp_path, labelled_shards)
+    config = replace(configuration(tmp_path, labelled_shards), init=InitConfig(checkpoint=uri))
+    begun = resolve(config)
+    shards = ShardSet.open(labelled_shards)
+    own = own_scans(shards, begun.fed_by, run=begun.name, stage="finetune")
+    seen = encode_seen(seen_table(own, (uri,)), (uri,))
+    checkpoint.save(begun.checkpoints, Card(**begun.card, step=2), MODEL, STATE, seen)
+    files.write_bytes(files.join(begun.run_dir, "config.yaml"), b"name: tiny")
+
+    files.delete_folder(str(tmp_path / "before"))  # the parent's run was cleared away
+    again = resolve(config)
+    assert again.parent == uri and again.card["parents"] == (uri,)
+    assert resolve(replace(config, init=InitConfig(checkpoint=str(tmp_path / "before")))).parent == uri
+    earlier = load_seen(checkpoint.checkpoint_uri(begun.checkpoints, 2))
+    table = seen_table(own, again.card["parents"], earlier=earlier, run=begun.name)
+    assert set(table["run"].to_pylist()) == {"before", "tiny"} and table.num_rows == earlier.num_rows
+
+    for init, words in (
+        (InitConfig(checkpoint=str(tmp_path / "other")), r"the run began from .*before.*, this job asks for"),
+        (InitConfig(), "this job asks for random weights"),
+        (InitConfig(checkpoint=uri, freeze="encoder"), "has init"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            resolve(replace(config, init=init))
+    dropped = replace(config, model=replace(config.model, drop_rate=0.2))
+    with pytest.raises(CheckpointError, match=r"has encoder .*'drop_rate': 0.0"):
+        resolve(dropped)

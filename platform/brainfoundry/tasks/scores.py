@@ -25,6 +25,13 @@ _ID = ("subject", "session")
 _CONSTANT = ("threshold", "empty_policy")
 """Policies that stand in every row, so that rows of several tables can be told apart."""
 _SMALLER_IS_BETTER = ("hd95", "lesion_hd95", "volume_diff", "lesion_count_diff")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric is better: of overlaps yes, of distances and differences no."""
+    return not metric.startswith(_SMALLER_IS_BETTER)
+
+
 SEED, DRAWS = 0, 2000
 """Of the bootstrap."""
 _STREAM = key_of("bootstrap")
@@ -179,7 +186,7 @@ class ScoreTable:
     def worst_and_best(self, metric: str, n: int = 5) -> tuple[list[Scored], list[Scored]]:
         """The `n` worst rows, worst first, and the `n` best, best first; undefined ones are neither."""
         values = self.column(metric)
-        sign = -1.0 if metric.startswith(_SMALLER_IS_BETTER) else 1.0
+        sign = 1.0 if higher_is_better(metric) else -1.0
         defined = [index for index in range(len(values)) if not math.isnan(values[index])]
 
         def first(direction: float) -> list[Scored]:

@@ -26,13 +26,19 @@ _SAME = (
     "crop",
     "frame",
     "task",
+    "chosen_on",
     "parents",
+    "init",
+    "encoder",
     "plan",
     "manifest_hash",
     "plan_hash",
     "steps",
 )
 """What must agree for a run to continue, in the order in which a difference is named."""
+
+_FREE = ("attention", "activation_checkpointing")
+"""Fields of the encoder that change how it computes, not what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,9 @@ class Card:
     may substitute."""
     task: dict[str, Any] = field(default_factory=dict)
     """Of a fine-tuned network: name, label scheme, regions in output order; empty for a pretrained one."""
+    chosen_on: str = ""
+    """Of a fine-tuned network: the split whose scores choose the best checkpoint (val, or held_out: the
+    fold); scores on it are optimistic."""
     init: dict[str, Any] = field(default_factory=dict)
     """How the weights began, beside `parents`: mode, parts, freeze, layer_decay; empty: at random."""
     git_commit: str | None = None
@@ -122,8 +131,9 @@ class Card:
             "plan", {}
         )  # cards from before the leak gate: readable, to be refused by what they lack
         value.setdefault("leaks", [])
-        for name in ("feeds", "task", "init"):  # cards from before there were stages 2 and 3
-            value.setdefault(name, {})
+        later: dict[str, Any] = {"feeds": {}, "task": {}, "init": {}, "chosen_on": ""}
+        for name, nothing in later.items():  # cards from before there were stages 2 and 3
+            value.setdefault(name, nothing)
         if set(value) != known:
             raise CheckpointError(
                 f"card with missing or unknown fields: {', '.join(sorted(set(value) ^ known))}",
@@ -156,8 +166,10 @@ class Card:
         accepted = ("manifest_hash", "plan_hash") if over and other.plan else ()
         for name in _SAME:
             mine, theirs = _plain(getattr(self, name)), _plain(getattr(other, name))
-            if name == "plan" and not theirs:
+            if name in ("plan", "init") and not theirs:
                 continue
+            if name == "encoder":
+                mine, theirs = ({k: v for k, v in e.items() if k not in _FREE} for e in (mine, theirs))
             if mine != theirs and name not in accepted:
                 raise CheckpointError(
                     f"the checkpoint has {name} {theirs!r}, this run asks for {mine!r}",

@@ -1,9 +1,8 @@
 """Checkpoints on any storage: asynchronous, whole or invisible, checked when read, no pickles run.
 
 Layout: `step-00000120/{model.safetensors, state/train.pt, seen.parquet, card.json}`. The card is written
-last; what has no card does not exist. Ray Train is told about runs, not about checkpoints: its own retention
-keeps the best N or the last N, not the last N and the best, and its list would outlive files that were
-deleted on purpose.
+last; what has no card does not exist. Ray Train never keeps them: its own retention knows the best N or the
+last N, not the last N and the best, and its list would outlive files that were deleted on purpose.
 """
 
 from __future__ import annotations
@@ -46,6 +45,18 @@ class Checkpoint:
 def checkpoint_uri(folder: str, step: int) -> str:
     """Where the checkpoint of a step lies."""
     return files.join(folder, f"step-{step:08d}")
+
+
+def step_of(uri: str) -> int:
+    """The step in a checkpoint's URI.
+
+    Raises:
+        CheckpointError: it names none.
+    """
+    match = _NAME.search(uri.rstrip("/"))
+    if match is None:
+        raise CheckpointError("no checkpoint's folder", file=uri, fix="name a step-... folder")
+    return int(match.group(1))
 
 
 def list_steps(folder: str) -> list[int]:

@@ -176,6 +176,9 @@ class TrackingOptions:
     folder."""
     experiment: str = "brainfoundry-pretrain"
     """MLflow experiment."""
+    subjects: bool = True
+    """Also log what names single subjects, their scores and pictures: a server cannot be told to forget who
+    withdraws."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,6 +160,12 @@ class Engine:
         Raises:
             CheckpointError: tensors missing, unexpected or of another shape; the first is named.
         """
+        if ("weights" in state) != (self.average is not None):
+            raise CheckpointError(
+                "the checkpoint was made " + ("with" if "weights" in state else "without") + " --optim.ema",
+                file=uri,
+                fix="give --optim.ema as before, or this run another --name",
+            )
         own = self.best.state_dict()
         for name in sorted(set(own) | set(model)):
             if name not in model or name not in own or own[name].shape != model[name].shape:

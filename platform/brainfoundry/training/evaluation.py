@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
@@ -13,17 +14,18 @@ from ray.util import ActorPool
 from brainfoundry.cohorts.labels import NAMES
 from brainfoundry.core import files
 from brainfoundry.core.progress import progress
-from brainfoundry.reports.evaluation import Picture, evaluation_page
+from brainfoundry.reports.evaluation import RANKS, Picture, evaluation_page
 from brainfoundry.reports.overlays import overlay_figure
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.tasks.base import load_task
 from brainfoundry.tasks.scores import ScoreTable
+from brainfoundry.training.checkpoint import step_of
 from brainfoundry.training.finetune_config import FinetuneConfig
 from brainfoundry.training.reporter import tracker_of
 from brainfoundry.training.task import TrainTask
 from brainfoundry.training.tracking.tracker import Tracker
 from brainfoundry.training.validation_task import row_of
-from brainfoundry.training.volumes import Session, VolumeSpec, load_segmenter, score_sessions
+from brainfoundry.training.volumes import Session, VolumeSpec, load_segmenter, score_sessions, sessions_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,10 @@ class Evaluation:
         return files.join(self.folder, "scores.csv")
 
 
+_CPUS = 4
+"""Cores to one process that scores, where there is no GPU: whole volumes take memory."""
+
+
 class Scorer:
     """Scores and draws sessions with one set of networks on one device.
 
@@ -56,7 +62,7 @@ class Scorer:
 
     def __init__(self, checkpoints: Sequence[str], spec: VolumeSpec, threads: int = 0) -> None:
         if threads:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.spec = spec
         self.networks = [load_segmenter(uri, self.device)[0] for uri in checkpoints]
@@ -89,12 +95,13 @@ class Scorers:
         if not ray.is_initialized():
             self._inline = Scorer(checkpoints, spec)
             return
-        have = ray.cluster_resources()
-        gpus = int(have.get("GPU", 0))
-        count = min(gpus or int(have.get("CPU", 1)), max(len(spec.sessions), 1))
+        # What others hold may stay held: work given to an actor that waits for it would wait too.
+        free, gpus = ray.available_resources(), int(ray.cluster_resources().get("GPU", 0))
+        devices = int(free.get("GPU", 0)) if gpus else int(free.get("CPU", 1)) // _CPUS
+        count = max(1, min(devices, len(spec.sessions)))
         options = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
         remote = ray.remote(**options)(Scorer)  # type: ignore[call-overload]
-        self._actors = [remote.remote(checkpoints, spec, 0 if gpus else 1) for _ in range(max(count, 1))]
+        self._actors = [remote.remote(checkpoints, spec, 0 if gpus else _CPUS) for _ in range(count)]
 
     def score(self, sessions: Sequence[Session]) -> Iterator[dict[str, Any]]:
         """Rows of the table, in any order."""
@@ -145,6 +152,9 @@ def evaluate(
     rows.sort(key=lambda row: (row["subject"], row["session"]))
     table = ScoreTable.of(rows, task.policies())
     files.make_folder(folder)
+    for name in files.list_names(folder):
+        if name.endswith(".png") and name.startswith(RANKS):
+            files.delete_file(files.join(folder, name))
     result = Evaluation(table=table, folder=folder)
     table.to_csv(result.scores)
     table.to_parquet(files.join(folder, "scores.parquet"))
@@ -187,26 +197,36 @@ def evaluate_run(task: TrainTask, summary: dict[str, Any]) -> Evaluation:
     """The best checkpoint of a fine-tuning run on its held-out volumes, into RUN/evaluation and MLflow."""
     config = task.config
     assert isinstance(config, FinetuneConfig) and task.volumes is not None
+    fold = config.data.fold
+    everybody = sessions_of(ShardSet.open(task.shards), split=str(task.card["chosen_on"]), fold=fold)
+    volumes = replace(task.volumes, sessions=everybody)
     uri = summary["best_checkpoint"] or summary["checkpoint"]
     found = evaluate(
-        [uri], task.volumes, files.join(task.run_dir, "evaluation"),
-        title=f"{task.name}: {len(task.volumes.sessions)} held-out subjects",
+        [uri], volumes, files.join(task.run_dir, "evaluation"),
+        title=f"{task.name}: {len(everybody)} held-out subjects",
         lead=f"{uri}, {config.model.size}, {', '.join(task.modalities)}",
         best_by=config.keep.best_by, pictures=config.keep.pictures, notes=task.notes,
     )  # fmt: skip
     found.table.print_table("held out")
     tracker = tracker_of(task)
-    log_evaluation(tracker, found, step=int(uri.rstrip("/").rpartition("-")[2]))
+    log_evaluation(tracker, found, step=step_of(uri), subjects=config.tracking.subjects)
     tracker.close("FINISHED", timeout_s=120.0)
     print(f"  scores:      {found.scores}\n  page:        {found.page}", flush=True)
     return found
 
 
-def log_evaluation(tracker: Tracker, found: Evaluation, *, step: int) -> None:
-    """Means as metrics (`dice_wt`, ...), tables, page and pictures as artifacts."""
+def log_evaluation(tracker: Tracker, found: Evaluation, *, step: int, subjects: bool) -> None:
+    """Means as metrics (`dice_wt`, ...), tables, page and pictures as artifacts.
+
+    Args:
+        subjects: also what names subjects: their scores, the page, the pictures.
+    """
     defined = {line.metric: line.mean for line in found.table.summary() if line.defined}
     tracker.metrics(step, defined)
-    for name in ("scores.csv", "scores.json", "scores.parquet", "evaluation.html"):
+    tracker.artifact(files.join(found.folder, "scores.json"), "evaluation")
+    if not subjects:
+        return
+    for name in ("scores.csv", "scores.parquet", "evaluation.html"):
         tracker.artifact(files.join(found.folder, name), "evaluation")
     for name, png in found.pictures.items():
         tracker.artifact_bytes(png, name, "evaluation/pictures")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
-from brainfoundry.core import paths
+from brainfoundry.core import files, paths
 from brainfoundry.core.errors import CheckpointError, ConfigError, DataError
 from brainfoundry.inference.windows import WindowSpec
 from brainfoundry.store.reader import ShardSet
+from brainfoundry.stream.folds import HELD_OUT
 from brainfoundry.training.checkpoint import read_card
 from brainfoundry.training.config import TrackingOptions
 from brainfoundry.training.leak_gate import gate, open_test_set
@@ -35,7 +37,7 @@ def volumes_of(
 
     Args:
         checkpoints: URIs of fine-tuned networks that agree in what they are shown and what they mark.
-        fold: its sessions are scored, whatever split they are in; None: those of `split`.
+        fold: its sessions outside the test split are scored; None: the sessions of `split`.
         window: from the networks' crop to the windows.
 
     Raises:
@@ -76,7 +78,9 @@ def volumes_of(
         f"LEAK: {r['leaked']} of {r['tested']} subjects ({r['selection']}) were seen by {r['source']}"
         for r in leaks
     ]
-    chosen = "held_out" if fold is not None else split
+    chosen = HELD_OUT if fold is not None else split
+    if any(c.chosen_on == chosen and (fold is None or c.plan.get("fold") == fold) for c in cards):
+        notes.append(f"the best checkpoint was chosen on {chosen} itself: scores on it are optimistic")
     sessions = sessions_of(shards, split=chosen, fold=fold, limit=limit)
     if not sessions:
         raise DataError(f"nobody with a mask is in {chosen}", file=shards.uri, fix="choose another split")
@@ -98,13 +102,14 @@ def _mm(spacing_mm: float | None) -> str:
 def tracker_for(
     folder: str, options: TrackingOptions, checkpoints: Sequence[str], spec: VolumeSpec
 ) -> Tracker:
-    """The tracker of an evaluation that is no part of a training run."""
+    """The tracker of an evaluation that is no part of a training run; each is a run of its own."""
+    stamp = f"evaluate-{time.time_ns()}"
     return Tracker(
-        run_dir=folder,
+        run_dir=files.join(str(paths.home()), "tracking", stamp),
         uri=resolve_uri(options.uri, str(paths.home())),
         experiment=options.experiment,
         run_name=folder.rstrip("/").rpartition("/")[2],
-        run_key=folder,
+        run_key=stamp,
         tags={
             **run_tags(),
             "checkpoints": ", ".join(checkpoints),

@@ -78,15 +78,20 @@ class FinetuneKeep(KeepConfig):
     where it is given."""
     validate_epochs: float | None = None
     """Epochs between validations (code: 5)."""
-    validate_subjects: int = 250
-    """Held-out subjects scored at each validation, at most (a fold of BraTS 2021 has 250 or 251)."""
+    validate_subjects: int = 251
+    """Held-out subjects scored at each validation, at most (a fold of BraTS 2021 has 250 or 251); the report
+    at the end scores all of them."""
     validation: Literal["auto", "async", "inline"] = "auto"
     """async: by Ray Train beside the training, on resources that the workers do not hold; inline: by the
     workers, while training waits; auto: async where the cluster has such resources."""
     overlap: float = 0.5
     """Overlap of the sliding windows, share of a window (code: 0.5)."""
+    weights: Literal["gaussian", "constant"] = "gaussian"
+    """What a window's voxels weigh where windows overlap (code: constant)."""
+    windows: Literal["box", "exact"] = "box"
+    """Windows over the box of the brain, or over the whole volume (code)."""
     best_by: str = "dice_mean"
-    """Score that names the best checkpoint, highest wins (code: mean of the three regions' Dice)."""
+    """Score that names the best checkpoint (code: mean of the three regions' Dice)."""
     pictures: int = 6
     """Held-out subjects drawn at the end: the worst and the best by Dice; 0 = none."""
 
@@ -124,6 +129,11 @@ class FinetuneConfig(TrainConfig):
         ):
             if value is not None and not value > 0:
                 raise ConfigError(f"{flag} is {value}", fix="give a number above 0, or leave it out")
+        if (self.model.objective, self.model.objective_options) != ("segmentation", ()):
+            raise ConfigError(
+                "fine-tuning has one objective, segmentation",
+                fix="leave --model.objective and --model.objective-options out; see --task and --augment",
+            )
         if not 0 <= self.keep.overlap < 1:
             raise ConfigError(f"--keep.overlap is {self.keep.overlap}", fix="give 0 to below 1, such as 0.5")
 

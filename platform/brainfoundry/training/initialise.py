@@ -11,6 +11,7 @@ from torch import nn
 from brainfoundry.core import files
 from brainfoundry.core.errors import CheckpointError
 from brainfoundry.models.transfer import TransferTable, transfer
+from brainfoundry.tasks.scores import higher_is_better
 from brainfoundry.training import checkpoint
 from brainfoundry.training.card import Card
 from brainfoundry.training.config import InitConfig
@@ -56,7 +57,7 @@ def _best(run: str, steps: Sequence[int]) -> int | None:
         card = checkpoint.read_card(checkpoint.checkpoint_uri(files.join(run, "checkpoints"), step))
         if f"val/{best_by}" in card.metrics:
             score = card.metrics[f"val/{best_by}"]
-            scores[step] = -score if card.stage == "finetune" else score
+            scores[step] = -score if card.stage == "finetune" and higher_is_better(best_by) else score
     return min(scores, key=lambda step: (scores[step], step)) if scores else None
 
 

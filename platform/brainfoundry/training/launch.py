@@ -24,7 +24,7 @@ from brainfoundry.training.receipt_log import write_plan
 from brainfoundry.training.task import TrainTask
 from brainfoundry.training.tracking.tags import ray_tags
 from brainfoundry.training.tracking.uri import refuse_if_multinode
-from brainfoundry.training.validation_task import validate_checkpoint
+from brainfoundry.training.validation_task import validate_guarded
 from brainfoundry.training.watch import Watcher
 from brainfoundry.training.worker import train_worker
 
@@ -84,8 +84,10 @@ def _validation(task: TrainTask, use_gpu: bool) -> tuple[TrainTask, ValidationCo
                 fix="use fewer workers, --keep.validation inline, or a larger cluster",
             )
         return task, None
-    fn = functools.partial(validate_checkpoint, spec=task.volumes, folder=task.verdicts)
-    return replace(task, beside=True), ValidationConfig(fn=fn, ray_remote_kwargs={**spare, "max_retries": 2})
+    fn = functools.partial(validate_guarded, spec=task.volumes, folder=task.verdicts, resources=spare)
+    # Ray Train's own task only waits for the one that computes.
+    options = {"num_cpus": 0, "max_retries": -1}
+    return replace(task, beside=True), ValidationConfig(fn=fn, ray_remote_kwargs=options)
 
 
 def train(task: TrainTask) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _keep_plans(task: TrainTask) -> None:
         "stage": task.card["stage"],
         "cohort": shards.meta.cohort,
         "manifest_hash": shards.meta.manifest_hash,
-        "modalities": list(task.modalities),
+        "modalities": sorted(set(task.fed_by)),
     }
     for spec, role in ((task.plan, "train"), (task.validation, "val")):
         if spec is not None:

@@ -97,7 +97,7 @@ def _validation_line(task: TrainTask) -> str:
     if task.validation is not None:
         held_out = task.validation_groups * config.data.subjects_per_group
         return f"{held_out} held-out subjects {every}, fixed crops"
-    return "none: too few held-out subjects"
+    return "none: nobody is held out to validate on (jobs/split.py --val, or --fold)"
 
 
 def finished_before(task: TrainTask) -> dict[str, Any]:

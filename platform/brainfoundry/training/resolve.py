@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from brainfoundry.core import files, paths
 from brainfoundry.core.config import to_dict
-from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.errors import CheckpointError, ConfigError
 from brainfoundry.core.rng import hash64_int, key_of
 from brainfoundry.inference.windows import WindowSpec
 from brainfoundry.models.sizes import EncoderSpec
 from brainfoundry.store.reader import ShardSet
-from brainfoundry.stream.folds import split_view
+from brainfoundry.stream.folds import HELD_OUT, split_view
 from brainfoundry.stream.plan import Plan, PlanSpec
 from brainfoundry.tasks.base import load_task
 from brainfoundry.training.card import Card
@@ -86,17 +86,13 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
     before = None
     if place.step:
         before = read_card(checkpoint_uri(files.join(place.folder, "checkpoints"), place.step))
-    # A run that goes on keeps the parent it began with, whatever the parent's run has become since.
-    parents = before.parents if before else ()
-    if before is None and config.init.checkpoint is not None:
-        parents = (find_checkpoint(config.init.checkpoint),)
+    parents = _parents(config, before, place)
     notes = []
-    if parents:
+    if parents and before is None:  # a run that goes on was held against its parent when it began
         notes += check_parent(
             read_card(parents[0]), size=config.model.size, merging=config.model.merging,
             modalities=modalities, intensity=data.intensity, spacing_mm=meta.spacing_mm, space=meta.space,
-            skull_stripped=meta.skull_stripped, parts=config.init.parts,
-            mode=config.init.mode,
+            skull_stripped=meta.skull_stripped, parts=config.init.parts, mode=config.init.mode,
         )  # fmt: skip
     tags = run_tags()
     leaks, found = gate_run(
@@ -139,7 +135,8 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
         "task": {"name": task.name, "scheme": scheme, "regions": [r.name for r in task.regions]}
         if task
         else {},
-        "init": before.init if before else _init(config) if parents else {},
+        "chosen_on": held_out_split(shards, data.fold) if task else "",
+        "init": _init(config),
         "steps": config.optim.steps,
         "run": place.name,
         "git_commit": tags.get("git_commit"),
@@ -250,8 +247,29 @@ def _check_best_by(config: TrainConfig, losses: Sequence[str]) -> None:
         )
 
 
+def _parents(config: TrainConfig, before: Card | None, place: RunPlace) -> tuple[str, ...]:
+    """The checkpoint a run starts from; one that goes on keeps the one it began with, whatever became of it.
+
+    Raises:
+        CheckpointError: nothing to start from, or the run began from another one.
+    """
+    asked = config.init.checkpoint
+    if before is None:
+        return () if asked is None else (find_checkpoint(asked),)
+    began = before.parents[0] if before.parents else None
+    wanted = None if asked is None else files.absolute(asked)
+    same = began is None if wanted is None else began is not None and f"{began}/".startswith(f"{wanted}/")
+    if not same:
+        raise CheckpointError(
+            f"the run began from {began or 'random weights'}, this job asks for {wanted or 'random weights'}",
+            file=place.folder,
+            fix="give this run another --name, or the --init.checkpoint it began with",
+        )
+    return before.parents
+
+
 def _init(config: TrainConfig) -> dict[str, Any]:
-    """How the weights begin, for the card."""
+    """How the weights begin and which of them learn, for the card."""
     values: dict[str, Any] = to_dict(config.init)
     values.pop("checkpoint")
     return values
@@ -282,27 +300,45 @@ def _folds_seen(view: pa.Table, fold: int | None) -> list[str]:
     ]
 
 
+def held_out_split(shards: ShardSet, fold: int | None) -> str:
+    """Where a fine-tuning run chooses its best checkpoint: the val split, else the fold it holds out, else
+    nowhere ("")."""
+    if sessions_of(shards, split="val", fold=fold):
+        return "val"
+    return HELD_OUT if fold is not None else ""
+
+
 def _with_volumes(task: TrainTask, shards: ShardSet) -> TrainTask:
-    """Validation of a fine-tuning run: whole volumes of the val split, else of the held-out fold."""
+    """Validation of a fine-tuning run: whole volumes of held-out subjects, in the order of a plan of them."""
     config = task.config
     assert isinstance(config, FinetuneConfig) and task.label is not None
     fold, keep = config.data.fold, config.keep
-    split, notes = "val", list(task.notes)
-    sessions = sessions_of(shards, split="val", fold=fold, limit=keep.validate_subjects)
-    if not sessions and fold is not None:
-        split = "held_out"
-        sessions = sessions_of(shards, split=split, fold=fold, limit=keep.validate_subjects)
+    split = str(task.card["chosen_on"])
+    if not split:
+        return task
+    notes = list(task.notes)
+    if split == HELD_OUT:
         notes.append(
             f"the best checkpoint is chosen on fold {fold} itself, as in the paper: scores on it are "
             "optimistic; with a val split (jobs/split.py --val) it is chosen there"
         )
-    window = WindowSpec(window=config.data.crop, overlap=keep.overlap)
+    held_out = replace(
+        task.plan, split=split, groups_per_step=1, foreground=0.0,
+        seed=hash64_int(config.data.seed, key_of("validation")) >> 1,
+    )  # fmt: skip
+    plan = Plan.from_index(shards.index, held_out)
+    subjects = min(plan.n_subjects, keep.validate_subjects)
+    places = set(zip(*(plan.rows(0, subjects)[n].to_pylist() for n in ("shard", "row")), strict=True))
+    sessions = sessions_of(shards, split=split, fold=fold, places=places)
+    window = WindowSpec(
+        window=config.data.crop, overlap=keep.overlap, weights=keep.weights, mode=keep.windows
+    )
     volumes = VolumeSpec(
         shards=task.shards, sessions=sessions, channels=task.channels, label=task.label,
         task=config.task.name, scheme=task.scheme, intensity=config.data.intensity, window=window,
         precision=config.optim.precision,
     )  # fmt: skip
-    return replace(task, volumes=volumes if sessions else None, notes=tuple(notes))
+    return replace(task, volumes=volumes, validation=held_out, validation_groups=subjects, notes=tuple(notes))
 
 
 def _continue_from(card: dict[str, Any], found: Card, place: RunPlace, shards: ShardSet) -> str:

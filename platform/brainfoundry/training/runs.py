@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import yaml
 
 from brainfoundry.core import files
 from brainfoundry.core.config import to_dict
@@ -50,6 +52,30 @@ def default_name(config: TrainConfig, manifest_hash: str) -> str:
     identity["data"] = {k: v for k, v in identity["data"].items() if k not in _NOT_IDENTITY_OF_DATA}
     digest = hashlib.sha256(json.dumps([identity, manifest_hash], sort_keys=True).encode()).hexdigest()
     return f"{config.job}-{config.preset or 'custom'}-{config.model.size}-{digest[:8]}"
+
+
+def in_steps(config: TrainConfig, storage: str, manifest_hash: str, n_subjects: int) -> TrainConfig:
+    """The configuration under the name of its run, with epochs turned into steps.
+
+    Once: a run that goes on keeps the steps it began with, also where people have withdrawn since.
+
+    Args:
+        manifest_hash: `identity_hash` of the shard set.
+        n_subjects: subjects of an epoch.
+    """
+    name = config.name or default_name(config, manifest_hash)
+    fresh = replace(config.in_steps(n_subjects), name=name)
+    where = files.join(storage, name, "config.yaml")
+    if fresh == replace(config, name=name) or config.resume == "never" or not files.exists(where):
+        return fresh
+    began = yaml.safe_load(files.read_bytes(where))
+    for section, names in (("optim", ("epochs", "warmup_epochs")), ("keep", ("validate_epochs",))):
+        if any(began[section].get(n) != getattr(getattr(config, section), n, None) for n in names):
+            return fresh
+    optim = replace(fresh.optim, **{n: began["optim"][n] for n in ("steps", "warmup")})
+    return replace(
+        fresh, optim=optim, keep=replace(fresh.keep, validate_every=began["keep"]["validate_every"])
+    )
 
 
 def find_place(config: TrainConfig, storage: str, manifest_hash: str) -> RunPlace:

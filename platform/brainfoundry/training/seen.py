@@ -93,8 +93,10 @@ def seen_table(
     Raises:
         CheckpointError: a parent is missing, damaged, or has no table.
     """
-    tables = [own, *(load_seen(uri) for uri in parents)]
-    if earlier is not None:
+    if earlier is None:
+        tables = [own, *(load_seen(uri) for uri in parents)]
+    else:  # whose table has all that its parents' had: they may be gone by now
+        tables = [own, earlier.filter(pc.not_equal(earlier["run"], run))]
         before = earlier.filter(pc.equal(earlier["run"], run))
         here = set(zip(*(own[n].to_pylist() for n in ("subject", "session")), strict=True))
         keys = zip(*(before[n].to_pylist() for n in ("subject", "session")), strict=True)

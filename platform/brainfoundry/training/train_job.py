@@ -15,7 +15,7 @@ from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.evaluation import evaluate_run, page_of
 from brainfoundry.training.launch import train
 from brainfoundry.training.resolve import plan_of, resolve_task, storage_of
-from brainfoundry.training.runs import find_place, identity_hash
+from brainfoundry.training.runs import find_place, identity_hash, in_steps
 
 ALIASES = {
     "--shards": "--data.shards",
@@ -49,7 +49,8 @@ def train_job(config: TrainConfig, ensure_demo: Callable[..., str]) -> None:
             )
         shards_uri = ensure_demo(Path(paths.home()) / "demo", make=not config.dry_run)
     shards = ShardSet.open(shards_uri)
-    config = config.in_steps(Plan.from_index(shards.index, plan_of(config)).n_subjects)
+    subjects = Plan.open(shards_uri, plan_of(config)).n_subjects
+    config = in_steps(config, storage_of(config), identity_hash(shards.meta), subjects)
 
     # Run: same name and storage go on where the newest checkpoint left off, also after a withdrawal.
     # It is held against its test sets here (--data.guard), before anything starts.
@@ -62,7 +63,8 @@ def train_job(config: TrainConfig, ensure_demo: Callable[..., str]) -> None:
     if place.state == "finished":
         summary = report.finished_before(task)
         if task.volumes is not None and not files.exists(page_of(task)):
-            evaluate_run(task, summary)  # the job was stopped in the middle of that
+            print(f"joined {connect()}", flush=True)  # the job was stopped in the middle of that
+            evaluate_run(task, summary)
         return
 
     print(f"joined {connect()}", flush=True)

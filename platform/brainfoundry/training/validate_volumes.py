@@ -13,15 +13,17 @@ import torch.distributed as dist
 from ray.train import Checkpoint, ValidationTaskConfig
 
 from brainfoundry.core import files
-from brainfoundry.training.checkpoint import checkpoint_uri, list_steps
+from brainfoundry.training.checkpoint import checkpoint_uri, list_steps, read_card
 from brainfoundry.training.engine import Engine
 from brainfoundry.training.task import TrainTask
 from brainfoundry.training.validation_task import row_of
-from brainfoundry.training.verdicts import Verdict, read_verdict, verdict_of, write_verdict
+from brainfoundry.training.verdicts import Verdict, read_verdict, verdict_of, verdict_uri, write_verdict
 from brainfoundry.training.volumes import VolumeSpec, score_sessions
 
 _LOOK_S = 0.5
 """Between two looks for a verdict at the end of a run."""
+_MOST_WAITING = 3
+"""Checkpoints without a verdict beyond which a validation is left out: each is kept with its whole state."""
 
 
 class VolumeValidator:
@@ -45,18 +47,25 @@ class VolumeValidator:
         self._to_report: list[int] = []
 
     def resume(self) -> None:
-        """Checkpoints that an earlier attempt left without a verdict are asked for again. Every worker must
-        call it."""
+        """Checkpoints whose card an earlier attempt left without scores are waited for, and asked for again
+        where there is no verdict. Every worker must call it."""
         if not self.beside:
             return
-        steps: list[Any] = [[]]
+        unjudged: list[int] = []
         if self.rank == 0:
-            every = self.task.config.keep.validate_every
-            whole = [s for s in list_steps(self.task.checkpoints) if every and s % every == 0]
-            steps = [[s for s in whole if read_verdict(self.task.verdicts, s) is None]]
+            every, last = self.task.config.keep.validate_every, self.task.config.optim.steps
+            due = [s for s in list_steps(self.task.checkpoints) if s == last or (every and s % every == 0)]
+            uris = {s: checkpoint_uri(self.task.checkpoints, s) for s in due}
+            unjudged = [s for s in due if not read_card(uris[s]).metrics]
+        missing = [s for s in unjudged if read_verdict(self.task.verdicts, s) is None]
+        self.waiting, self._to_report = self._from_first((unjudged, missing))
+
+    def _from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every worker."""
+        values = [value]
         if self.world > 1:
-            dist.broadcast_object_list(steps, 0)
-        self.waiting, self._to_report = list(steps[0]), list(steps[0])
+            dist.broadcast_object_list(values, 0)
+        return values[0]
 
     def at_once(self, engine: Engine, step: int) -> Verdict | None:
         """The verdict on the engine's weights, made by all workers, on rank 0. Every worker must call it."""
@@ -81,10 +90,23 @@ class VolumeValidator:
         write_verdict(self.task.verdicts, verdict)
         return verdict
 
-    def ask(self, step: int) -> None:
-        """A checkpoint of this step is being written: hand it to Ray Train at the next `report`."""
+    def ask(self, step: int, *, always: bool) -> bool:
+        """A checkpoint of this step is being written: hand it to Ray Train at the next `report`. Every worker
+        must call it.
+
+        Args:
+            always: also where validation lags so far behind that checkpoints pile up.
+
+        Returns:
+            Whether it will be judged.
+        """
+        if not always and self._from_first(len(self.waiting)) >= _MOST_WAITING:
+            return False
+        if self.rank == 0:  # of an earlier attempt at this step, with other weights
+            files.delete_file(verdict_uri(self.task.verdicts, step))
         self.waiting.append(step)
         self._to_report.append(step)
+        return True
 
     @property
     def must_report(self) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+from brainfoundry.core.errors import DataError
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.plan import Plan
 from brainfoundry.training.checkpoint import CheckpointWriter
@@ -12,6 +15,8 @@ from brainfoundry.training.task import TrainTask
 from brainfoundry.training.validate import Validator
 from brainfoundry.training.validate_volumes import VolumeValidator
 from brainfoundry.training.verdicts import Verdict
+
+log = logging.getLogger("brainfoundry.training")
 
 
 class Validation:
@@ -34,18 +39,18 @@ class Validation:
         reporter: Reporter | None,
         writer: CheckpointWriter | None,
     ) -> None:
-        self.task, self.engine = task, engine
+        self.task, self.engine, self.shards = task, engine, shards
         self.receipt, self.reporter, self.writer = receipt, reporter, writer
         self.metrics: dict[str, float] = {}
         """The newest."""
         self._crops: Validator | None = None
         self._volumes: VolumeValidator | None = None
-        if task.validation is not None:
+        if task.volumes is not None:
+            self._volumes = VolumeValidator(task, rank=rank, world=world)
+        elif task.validation is not None:
             held_out = Plan.from_index(shards.index, task.validation)
             groups = task.validation_groups
             self._crops = Validator(shards, held_out, task.channels, groups=groups, rank=rank, world=world)
-        elif task.volumes is not None:
-            self._volumes = VolumeValidator(task, rank=rank, world=world)
 
     @property
     def possible(self) -> bool:
@@ -86,10 +91,15 @@ class Validation:
                 self.reporter.validation(done, self.metrics, shown)
             return self.metrics
         assert self._volumes is not None
+        if self.reporter and self.task.validation is not None:
+            held_out = Plan.from_index(self.shards.index, self.task.validation)
+            self.receipt.validated(done, held_out.hash, self.task.validation_groups)
         if self._volumes.beside:
-            self._volumes.ask(done)
-            if self.writer:
+            asked = self._volumes.ask(done, always=done == self.task.config.optim.steps)
+            if asked and self.writer:
                 self.writer.hold([done])
+            if not asked and self.reporter:
+                log.warning("validation of step %d left out: it lags behind the training", done)
             return {}
         verdict = self._volumes.at_once(self.engine, done)
         if verdict is None:
@@ -109,8 +119,12 @@ class Validation:
                 self._take(verdict)
 
     def _take(self, verdict: Verdict) -> None:
-        assert self.reporter is not None and self.writer is not None
+        assert self.reporter is not None and self.writer is not None and self._volumes is not None
         self.reporter.verdict(verdict)
-        self.writer.judge(verdict.step, dict(verdict.metrics))
+        try:
+            self.writer.judge(verdict.step, dict(verdict.metrics))
+        except (OSError, DataError) as error:  # storage that blinks costs a look, not the workers' restart
+            log.warning("the verdict on step %d cannot be put on its card for now: %s", verdict.step, error)
+            self._volumes.waiting.append(verdict.step)
         if verdict.metrics:
             self.metrics = dict(verdict.metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,23 +73,30 @@ class Scored:
 
 
 def sessions_of(
-    shards: ShardSet, *, split: str, fold: int | None = None, limit: int | None = None, seed: int = 0
+    shards: ShardSet,
+    *,
+    split: str,
+    fold: int | None = None,
+    limit: int | None = None,
+    places: Collection[tuple[int, int]] | None = None,
 ) -> tuple[Session, ...]:
     """The sessions with a mask of a split, one a subject, subjects in their own order.
 
     Args:
         split: train, val, test, or held_out: the sessions of `fold`.
         limit: subjects at most: those of lowest hash, so that a larger limit only adds.
+        places: (shard, row) of the sessions to take, where somebody else has chosen.
     """
     index = split_view(shards.index, fold)
     names = ("subject", "session", "shard", "row", "shape", "spacing")
     found: dict[str, Session] = {}
     for row in index.select([*names, "split", "has_label"]).to_pylist():
-        if row["split"] == split and row["has_label"] and row["subject"] not in found:
+        chosen = places is None or (row["shard"], row["row"]) in places
+        if chosen and row["split"] == split and row["has_label"] and row["subject"] not in found:
             values: dict[str, Any] = {n: tuple(row[n]) if isinstance(row[n], list) else row[n] for n in names}
             found[row["subject"]] = Session(**values)
-    chosen = sorted(found, key=lambda subject: (hash64_int(seed, key_of(subject)), subject))[:limit]
-    return tuple(found[subject] for subject in sorted(chosen))
+    first = sorted(found, key=lambda subject: (hash64_int(0, key_of(subject)), subject))[:limit]
+    return tuple(found[subject] for subject in sorted(first))
 
 
 class VolumeReader:

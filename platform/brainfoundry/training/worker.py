@@ -25,6 +25,7 @@ from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.batch import CropBatch
 from brainfoundry.stream.plan import Plan
 from brainfoundry.stream.ray_train_data import iter_steps
+from brainfoundry.tasks.scores import higher_is_better
 from brainfoundry.training import checkpoint
 from brainfoundry.training.card import Card
 from brainfoundry.training.engine import Engine
@@ -171,7 +172,7 @@ def _checkpoint_writer(task: TrainTask, shards: ShardSet, start: int) -> checkpo
     keep = task.config.keep
     return checkpoint.CheckpointWriter(
         task.checkpoints, keep_last=keep.keep_last, best_by=keep.best_by, seen=encode_seen(table, parents),
-        higher=task.volumes is not None,
+        higher=task.volumes is not None and higher_is_better(keep.best_by),
     )  # fmt: skip
 
 
