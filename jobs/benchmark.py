@@ -6,6 +6,8 @@
     python jobs/benchmark.py convert --quick           # the same, smaller and quicker
     python jobs/benchmark.py step --json step.json     # a training step: plain MONAI loop, ours
     python jobs/benchmark.py step --crop 64 --repeats 3  # the same, smaller and quicker
+    python jobs/benchmark.py infer --json infer.json   # a tumour case: MONAI's sliding windows, ours
+    python jobs/benchmark.py infer --size nano --window 64 --repeats 3  # the same, smaller and quicker
 
 Figures are medians over interleaved repeats; times are process CPU time, because machines are shared (except
 those of several cores and of opening, which are wall-clock).
@@ -16,8 +18,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from brainfoundry.benchmarks import convert, data, step
+from brainfoundry.benchmarks import convert, data, infer, step
 from brainfoundry.core import paths
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.job import run_job
@@ -73,6 +76,40 @@ class StepBenchmark:
     """torch threads."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class InferBenchmark:
+    json: Path | None = None
+    """File for the figures, one flat JSON object."""
+    case: Path | None = None
+    """Folder of a BraTS case with *_{flair,t1ce,t1,t2}.nii.gz; None: a generated one."""
+    folder: Path = paths.home() / "bench"
+    """Where the generated case is kept between calls."""
+    size: str = "tiny"
+    """Size of the network (Table 2)."""
+    window: int = 96
+    """Side of the windows in voxels; 64 is a quick look."""
+    repeats: int = 5
+    """Interleaved repeats of 8 windows on each side, after one warm-up; 0: no comparison with MONAI."""
+    threads: int = 1
+    """torch threads."""
+    whole: bool = False
+    """Also run each side over the whole volume once, ours in mode box (about ten minutes)."""
+    checkpoint: str = ""
+    """Fine-tuned checkpoint whose masks of modes box and exact are compared; empty: none."""
+    shards: str = ""
+    """Shard set with the subjects for that."""
+    split: str = "test"
+    """Split that they are taken from."""
+    subjects: int = 3
+    """How many."""
+
+    def __post_init__(self) -> None:
+        if bool(self.checkpoint) != bool(self.shards):
+            raise ConfigError(
+                "only one of --checkpoint and --shards is given", fix="give both, or neither to leave it out"
+            )
+
+
 def run_data(config: DataBenchmark) -> None:
     if config.quick:
         config = replace(config, repeats=1, folder=config.folder / "quick", ray=False)
@@ -109,10 +146,27 @@ def run_step(config: StepBenchmark) -> None:
     data.write(figures, config.json)
 
 
+def run_infer(config: InferBenchmark) -> None:
+    figures: dict[str, Any] = {}
+    if config.repeats:
+        case = config.case or infer.demo_case(config.folder)
+        print(f"case: {case}" if config.case else f"case: {case}, generated, because --case names none")
+        figures |= infer.run(
+            case, size=config.size, window=config.window, repeats=config.repeats, threads=config.threads,
+            whole=config.whole, report=print,
+        )  # fmt: skip
+    if config.checkpoint:
+        figures |= infer.box_dice(
+            config.checkpoint, config.shards, subjects=config.subjects, split=config.split, report=print
+        )
+    data.write(figures, config.json)
+
+
 KINDS = {
     "data": (DataBenchmark, run_data),
     "convert": (ConvertBenchmark, run_convert),
     "step": (StepBenchmark, run_step),
+    "infer": (InferBenchmark, run_infer),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from brainfoundry.benchmarks import infer
 from brainfoundry.cohorts.demo_files import nifti_bytes
 from brainfoundry.core.errors import DataError
 from brainfoundry.inference import WindowSpec
+from brainfoundry.models import EncoderSpec, build_segmenter
+from brainfoundry.training import checkpoint
+from tests.training.labelled import make_labelled
+from tests.training.test_checkpoint import card
 
 WINDOW = (64, 32, 32)
 SPEC = WindowSpec(window=WINDOW)
@@ -75,15 +80,16 @@ def test_threads_are_put_back(case: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_both_sides_give_equal_logits_and_the_box_equal_probabilities_where_it_reaches(
     sides: infer.Sides,
 ) -> None:
-    x_CDHW = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+    shape = (96, 48, 33)  # the last window along W hangs over
+    x_CDHW = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
     ours, theirs = sides.exact(x_CDHW[None]), sides.monai(x_CDHW[None])
-    assert ours.shape == theirs.shape == (1, 3, *SHAPE)
+    assert ours.shape == theirs.shape == (1, 3, *shape)
     assert infer.check_equal(ours, theirs) <= 1e-5
     # A box as large as the volume leaves nothing out.
-    probabilities = sides.box((x_CDHW, ((0, 0, 0), SHAPE)))
+    probabilities = sides.box((x_CDHW, ((0, 0, 0), shape)))
     np.testing.assert_allclose(probabilities, theirs.sigmoid()[0].numpy(), atol=1e-5)
-    outside = sides.box((x_CDHW, BOX))
-    assert outside[:, :10].max() == 0 and outside[:, 10:74, 15:55, 9:39].min() > 0
+    boxed = sides.box((x_CDHW, ((10, 8, 0), (74, 40, 32))))
+    assert boxed[:, :10].max() == 0 and boxed[:, 10:74, 8:40, :32].min() > 0
 
 
 def test_a_side_that_computes_something_else_is_seen(sides: infer.Sides) -> None:
@@ -155,3 +161,22 @@ def test_masks_of_both_modes() -> None:
     (regions,) = infer.box_against_exact([network], [(x_CDHW, BOX)], SPEC)
     everything = 2 * 64 * 40 * 30 / (64 * 40 * 30 + 96 * 60 * 48)
     assert regions == [(1, True), (1, False), (pytest.approx(everything), True)]
+
+
+def test_masks_of_a_checkpoint_on_a_shard_set(tmp_path: Path) -> None:
+    shards = make_labelled(tmp_path)
+    spec = EncoderSpec(size="nano", in_channels=2)
+    torch.manual_seed(0)
+    regions = {"name": "brats", "scheme": "brats2021", "regions": ["tc", "wt", "et"]}
+    written = card(stage="finetune", encoder=spec.to_dict(), modalities=("T1w", "FLAIR"), task=regions)
+    model = build_segmenter(spec, 3).state_dict()
+    uri = checkpoint.save(str(tmp_path / "run"), written, model, {})
+    lines: list[str] = []
+    figures = infer.box_dice(uri, shards, subjects=2, split="train", report=lines.append)
+    assert figures["infer_box_subjects"] == len(lines) == 2
+    assert 0 < figures["infer_box_dice"] <= 1 and figures["infer_box_empty_regions"] == 0
+    with pytest.raises(DataError, match="1 subjects with a mask in split test, where 3 are asked for"):
+        infer.box_dice(uri, shards)
+    unknown = checkpoint.save(str(tmp_path / "other"), replace(written, modalities=("T1w", "T2w")), model, {})
+    with pytest.raises(DataError, match="no scans of T2w"):
+        infer.box_dice(unknown, shards, subjects=1)

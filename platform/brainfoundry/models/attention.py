@@ -11,13 +11,17 @@ from collections.abc import Callable
 from torch import nn
 
 from brainfoundry.core.errors import ConfigError
+from brainfoundry.models.segment_attention import install_segments
 
 
 def _keep(encoder: nn.Module) -> None:
     """MONAI's encoder comes with MONAI's attention: nothing to install."""
 
 
-IMPLEMENTATIONS: dict[str, Callable[[nn.Module], None]] = {"monai": _keep}
+IMPLEMENTATIONS: dict[str, Callable[[nn.Module], None]] = {
+    "monai": _keep,
+    "segments": install_segments,
+}
 """What each name does, in place, to a freshly built encoder; parameters and their names stay as they are."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from brainfoundry.core.errors import ConfigError
 
 Merging = Literal["legacy", "current"]
-Attention = Literal["monai"]
+Attention = Literal["monai", "segments"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,8 @@ class EncoderSpec:
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same results."""
     attention: Attention = "monai"
-    """Implementation of window attention. It never changes parameters or, beyond rounding, results."""
+    """Implementation of window attention: MONAI's, or `segments`, which is faster on a CPU and MONAI's
+    elsewhere. It never changes parameters or, beyond rounding, results."""
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
