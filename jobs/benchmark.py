@@ -8,6 +8,7 @@
     python jobs/benchmark.py step --crop 64 --repeats 3  # the same, smaller and quicker
     python jobs/benchmark.py infer --json infer.json   # a tumour case: MONAI's sliding windows, ours
     python jobs/benchmark.py infer --size nano --window 64 --repeats 3  # the same, smaller and quicker
+    python jobs/benchmark.py threshold --shards S --scores scores.csv  # a network, the best FLAIR threshold
 
 Figures are medians over interleaved repeats; times are process CPU time, because machines are shared (except
 those of several cores and of opening, which are wall-clock).
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brainfoundry.benchmarks import convert, data, infer, step
+from brainfoundry.benchmarks import convert, data, infer, step, threshold
 from brainfoundry.core import paths
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.job import run_job
@@ -162,11 +163,30 @@ def run_infer(config: InferBenchmark) -> None:
     data.write(figures, config.json)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ThresholdBenchmark:
+    json: Path | None = None
+    """File for the figures, one flat JSON object."""
+    shards: str = ""
+    """Shard set of BraTS-like cases; the threshold is tuned on its train split."""
+    scores: str = ""
+    """scores.csv of a network on the split (jobs/evaluate.py)."""
+    split: str = "test"
+    """Split on which both are scored."""
+
+
+def run_threshold(config: ThresholdBenchmark) -> None:
+    if not config.shards or not config.scores:
+        raise ConfigError("--shards and --scores are needed", fix="name both; see --help")
+    data.write(threshold.run(config.shards, config.scores, split=config.split), config.json)
+
+
 KINDS = {
     "data": (DataBenchmark, run_data),
     "convert": (ConvertBenchmark, run_convert),
     "step": (StepBenchmark, run_step),
     "infer": (InferBenchmark, run_infer),
+    "threshold": (ThresholdBenchmark, run_threshold),
 }
 
 

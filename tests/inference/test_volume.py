@@ -16,6 +16,7 @@ from torch import nn
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.inference import WindowSpec, brain_box, entropy, predict_probabilities
 from brainfoundry.inference.volume import Box, window_box
+from brainfoundry.inference.windows import window_starts
 
 SIDES = (32, 32, 32)
 WHOLE = WindowSpec(window=SIDES, mode="exact")
@@ -63,16 +64,22 @@ def test_the_box_of_what_any_channel_shows() -> None:
         )
     )
 )
-def test_the_box_grown_to_the_window(case: tuple[tuple[int, ...], tuple[tuple[int, int], ...]]) -> None:
+def test_the_windows_of_the_box_are_windows_of_the_volume(
+    case: tuple[tuple[int, ...], tuple[tuple[int, int], ...]],
+) -> None:
     shape, sides = case
     sides = tuple((lo, max(hi, lo + 1)) for lo, hi in sides)
     (a, b), (c, d), (e, f) = sides
-    lo, hi = window_box(((a, c, e), (b, d, f)), shape, SIDES)
-    for (lo0, hi0), lo1, hi1, side in zip(sides, lo, hi, shape, strict=True):
-        assert 0 <= lo1 <= lo0 and hi0 <= hi1 <= side  # real voxels, and the whole box
-        assert hi1 - lo1 == max(hi0 - lo0, min(32, side))
-        if lo1 > 0 and hi1 < side:
-            assert abs((lo0 - lo1) - (hi1 - hi0)) <= 1
+    lo, hi = window_box(((a, c, e), (b, d, f)), shape, BOX)
+    everywhere = set(window_starts(shape, BOX))
+    here = window_starts([last - first for first, last in zip(lo, hi, strict=True)], BOX)
+    moved = {tuple(x + first for x, first in zip(start, lo, strict=True)) for start in here}
+    assert moved <= everywhere
+    for axis, ((lo0, hi0), lo1, hi1, side) in enumerate(zip(sides, lo, hi, shape, strict=True)):
+        assert 0 <= lo1 <= lo0 and hi0 <= hi1 <= side  # the whole box
+        starts = sorted({start[axis] for start in moved})
+        if len(starts) > 1:  # and none of them for nothing
+            assert starts[1] > lo0 and starts[-2] + SIDES[axis] < hi0
 
 
 def test_exact_is_monai_and_a_sigmoid() -> None:
@@ -88,22 +95,23 @@ def test_only_the_box_is_computed() -> None:
     x, net = volume(70, 60, 50), network()
     lo, hi = (20, 10, 8), (60, 45, 46)
     found = predict(net, x, (lo, hi), BOX)
+    first, last = window_box((lo, hi), (70, 60, 50), BOX)
+    assert (first, last) == ((16, 0, 0), (64, 48, 48))  # windows of 32 begin every 16 voxels
+    near = x[(slice(None), *(slice(a, b) for a, b in zip(first, last, strict=True)))]
+    around = predict(net, near, everything(near))
     inside = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
-    alone = predict(net, x[(slice(None), *inside)], everything(x[(slice(None), *inside)]))
-    np.testing.assert_array_equal(found[(slice(None), *inside)], alone)
+    there = tuple(slice(a - o, b - o) for a, b, o in zip(lo, hi, first, strict=True))
+    np.testing.assert_array_equal(found[(slice(None), *inside)], around[(slice(None), *there)])
     found[(slice(None), *inside)] = 0
     assert (found == 0).all()
 
 
-def test_a_box_smaller_than_the_window_sees_what_is_around_it() -> None:
+def test_where_no_window_is_left_out_the_box_changes_nothing_inside_it() -> None:
     x, net = volume(70, 40, 20), network()
-    lo, hi = (20, 2, 6), (30, 12, 14)
-    found = predict(net, x, (lo, hi), BOX)
-    # (20 + 30) / 2 is the centre of 9..41; the second axis is at the volume's end; the third is too short
-    near = x[:, 9:41, 0:32]
-    around = predict(net, near, everything(near))
-    np.testing.assert_array_equal(found[:, 20:30, 2:12, 6:14], around[:, 11:21, 2:12, 6:14])
-    assert (found > 0).sum() == 3 * 10 * 10 * 8
+    lo, hi = (1, 2, 6), (68, 39, 14)
+    found, exact = predict(net, x, (lo, hi), BOX), predict(net, x, (lo, hi))
+    inside = (slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))
+    np.testing.assert_array_equal(found[inside], exact[inside])
 
 
 def test_an_ensemble_is_the_mean_of_probabilities() -> None:
@@ -136,11 +144,10 @@ def test_flips_in_a_box() -> None:
     x, net = volume(60, 50, 40), network()
     box = ((10, 8, 4), (50, 44, 20))
     found = predict(net, x, box, BOX, flips=True)
-    # the third axis of the box is grown to 32 voxels, of which 0..32 lie in the volume
-    part = x[:, 10:50, 8:44, 0:32]
-    np.testing.assert_array_equal(
-        found[:, 10:50, 8:44, 4:20], predict(net, part, everything(part), flips=True)[:, :, :, 4:20]
-    )
+    assert window_box(box, (60, 50, 40), BOX) == ((0, 0, 0), (60, 48, 32))
+    part = x[:, :, :48, :32]
+    around = predict(net, part, everything(part), flips=True)
+    np.testing.assert_array_equal(found[:, 10:50, 8:44, 4:20], around[:, 10:50, 8:44, 4:20])
 
 
 def test_precision() -> None:
@@ -151,6 +158,19 @@ def test_precision() -> None:
         predict(net, x, everything(x), precision="fp16")
     with pytest.raises(ConfigError, match=r"precision is 'int8'.*fp32, bf16, fp16"):
         predict(net, x, everything(x), precision="int8")
+
+
+@pytest.mark.parametrize("call", ["to", "flip", "add_"])
+def test_memory_that_ends_outside_the_windows_is_told_alike(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    x, net = volume(40, 32, 32), network()
+    monkeypatch.setattr(torch.Tensor, call, full)
+    with pytest.raises(ConfigError, match=r"out of GPU memory.*volume of 40x32x32.*--batch.*--window"):
+        predict(net, x, everything(x), flips=True)
 
 
 def test_the_volume_is_left_as_it_was() -> None:

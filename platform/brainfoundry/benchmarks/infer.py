@@ -33,10 +33,10 @@ from brainfoundry.inference import WindowSpec, load_case, predict_probabilities,
 from brainfoundry.inference.geometry import Space
 from brainfoundry.inference.volume import Box
 from brainfoundry.models import EncoderSpec, build_segmenter
-from brainfoundry.models.attention import install_attention
 from brainfoundry.prediction.models import space_of
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.tasks.overlap import dice
+from brainfoundry.training.initialise import find_checkpoint
 from brainfoundry.training.volumes import VolumeReader, load_segmenter, sessions_of
 
 REGIONS = 3
@@ -293,24 +293,21 @@ def box_against_exact(
         yield [(dice(e, b), bool(e.any() and b.any())) for e, b in zip(exact, box, strict=True)]
 
 
-def stored_volumes(shards: ShardSet, space: Space, split: str, subjects: int) -> Iterator[Volume]:
-    """Volumes of a shard set as a network of `space` is fed them.
+def stored_volumes(shards: ShardSet, space: Space, split: str) -> Iterator[Volume]:
+    """Volumes of a split's subjects with a mask, as a network of `space` is fed them.
 
     Raises:
-        DataError: the split has fewer subjects with a mask, or the shard set lacks a modality.
+        DataError: the shard set lacks a modality.
     """
-    sessions = sessions_of(shards, split=split, limit=subjects)
     missing = sorted(set(space.sources) - set(shards.meta.modalities))
-    if len(sessions) < subjects or missing:
-        problem = f"{len(sessions)} subjects with a mask in split {split}, where {subjects} are asked for"
+    if missing:
         raise DataError(
-            f"no scans of {', '.join(missing)}" if missing else problem,
-            file=shards.uri,
-            fix="name the shard set that the checkpoint was fine-tuned on, or another split",
-        )
+            f"no scans of {', '.join(missing)}", file=shards.uri,
+            fix="name the shard set that the checkpoint was fine-tuned on",
+        )  # fmt: skip
     channels = [list(shards.meta.modalities).index(name) for name in space.sources]
     read = VolumeReader(shards, channels, None, space.intensity)
-    for session in sessions:
+    for session in sessions_of(shards, split=split):
         x_CDHW, box, _ = read(session)
         yield x_CDHW, box
 
@@ -325,22 +322,33 @@ def box_dice(
 ) -> dict[str, Any]:
     """Figures of a fine-tuned network's masks in mode box against mode exact.
 
+    Args:
+        checkpoint: a step-... folder, or a run's folder.
+        subjects: with voxels of every region in both modes; others are passed over, their Dice says nothing.
+
     Returns:
-        infer_box_dice (lowest over subjects and regions), infer_box_empty_regions (of subjects and regions,
-        in either mode: their Dice says nothing), infer_box_subjects.
+        infer_box_dice (mean over the subjects, of the lowest region), infer_box_dice_lowest (of any subject
+        and region), infer_box_subjects.
 
     Raises:
         DataError, CheckpointError: what is named does not serve.
     """
-    network, card = load_segmenter(checkpoint)
-    install_attention(network.swinViT, "segments")  # type: ignore[arg-type]
-    volumes = stored_volumes(ShardSet.open(shards), space_of(card), split, subjects)
-    found = []
-    for number, regions in enumerate(box_against_exact([network], volumes, WindowSpec(window=card.crop)), 1):
-        report(f"subject {number} of {subjects}: Dice {', '.join(f'{value:.4f}' for value, _ in regions)}")
-        found += regions
+    network, card = load_segmenter(find_checkpoint(checkpoint))
+    volumes = stored_volumes(ShardSet.open(shards), space_of(card), split)
+    found: list[list[float]] = []
+    for regions in box_against_exact([network], volumes, WindowSpec(window=card.crop)):
+        if all(there for _, there in regions):
+            found.append([value for value, _ in regions])
+            report(f"subject {len(found)} of {subjects}: Dice {', '.join(f'{v:.4f}' for v in found[-1])}")
+        if len(found) == subjects:
+            break
+    if len(found) < subjects:
+        raise DataError(
+            f"{len(found)} subjects of split {split} have voxels of every region, {subjects} are asked for",
+            file=shards, fix="train the network longer, or name another split",
+        )  # fmt: skip
     return {
-        "infer_box_dice": min(value for value, _ in found),
-        "infer_box_empty_regions": sum(not there for _, there in found),
+        "infer_box_dice": float(np.mean(found, axis=0).min()),
+        "infer_box_dice_lowest": float(np.min(found)),
         "infer_box_subjects": subjects,
     }

@@ -12,7 +12,7 @@ from scipy.special import entr
 from torch import Tensor
 
 from brainfoundry.core.errors import ConfigError
-from brainfoundry.inference.windows import WindowSpec, sliding_window
+from brainfoundry.inference.windows import WindowSpec, out_of_memory, sliding_window, window_starts
 
 Triple = tuple[int, int, int]
 Box = tuple[Triple, Triple]
@@ -35,13 +35,19 @@ def brain_box(values_CDHW: np.ndarray) -> Box:
     return (int(lo[0]), int(lo[1]), int(lo[2])), (int(hi[0]), int(hi[1]), int(hi[2]))
 
 
-def window_box(box: Box, shape: Sequence[int], window: Sequence[int]) -> Box:
-    """`box` grown about its centre to at least the window, as far as the volume of `shape` reaches."""
+def window_box(box: Box, shape: Sequence[int], spec: WindowSpec) -> Box:
+    """The part of a volume of `shape` that is computed for `box`: the fewest windows that cover it.
+
+    They are windows of the whole volume's own grid, so that mode `box` leaves windows out and moves none: a
+    network with instance norms answers otherwise where a window shows something else around a voxel.
+    """
+    places = window_starts(shape, spec)
     sides = []
-    for lo, hi, side, least in zip(*box, shape, window, strict=True):
-        wanted = min(max(hi - lo, least), side)
-        first = min(max(lo - (wanted - (hi - lo)) // 2, 0), side - wanted)
-        sides.append((first, first + wanted))
+    for axis, (lo, hi, side, window) in enumerate(zip(*box, shape, spec.window, strict=True)):
+        starts = sorted({place[axis] for place in places})
+        first = max(start for start in starts if start <= lo)
+        last = next((start for start in starts if start >= first and start + window >= hi), starts[-1])
+        sides.append((first, min(last + window, side)))
     (a, b), (c, d), (e, f) = sides
     return (a, c, e), (b, d, f)
 
@@ -61,8 +67,8 @@ def predict_probabilities(
     Args:
         networks: on `device`, in evaluation mode.
         x_CDHW: float32, normalised as in training.
-        box: of the brain; in mode `box` only it is computed (grown to at least the window by the voxels
-            around it) and everything outside is 0.
+        box: of the brain; in mode `box` only the windows that cover it are computed (`window_box`) and
+            everything outside it is 0.
         precision: fp32, bf16 or fp16, in which the networks compute; sums are float32 always.
         flips: also average over the eight mirror images of the volume.
 
@@ -71,9 +77,19 @@ def predict_probabilities(
     """
     device = torch.device(device)
     autocast = _autocast(precision, device)
+    try:
+        return _predict(networks, x_CDHW, box, spec, device, autocast, flips)
+    except torch.OutOfMemoryError as error:  # sums and mirror images lie there too
+        raise out_of_memory(spec, x_CDHW.shape[1:]) from error
+
+
+def _predict(
+    networks: Sequence[Callable[[Tensor], Tensor]], x_CDHW: Tensor, box: Box, spec: WindowSpec,
+    device: torch.device, autocast: torch.dtype | None, flips: bool,
+) -> np.ndarray:  # fmt: skip
     shape = tuple(x_CDHW.shape[1:])
     whole: Box = ((0, 0, 0), (shape[0], shape[1], shape[2]))
-    inside, region = (box, window_box(box, shape, spec.window)) if spec.mode == "box" else (whole, whole)
+    inside, region = (box, window_box(box, shape, spec)) if spec.mode == "box" else (whole, whole)
     x_1CDHW = x_CDHW[(slice(None), *_slices(region))][None].to(device)
     total: Tensor | None = None
     mirrors = _MIRRORS if flips else _MIRRORS[:1]

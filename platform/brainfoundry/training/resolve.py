@@ -76,6 +76,7 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
         in_channels=len(modalities),
         merging=config.model.merging,
         activation_checkpointing=config.model.activation_checkpointing,
+        attention=config.model.attention,
         drop_rate=getattr(config.model, "drop_rate", 0.0),
     )
     scheme = _scheme(config, shards)

@@ -139,7 +139,8 @@ def load_segmenter(uri: str, device: torch.device | str = "cpu") -> tuple[nn.Mod
             file=uri,
             fix="fine-tune it first: jobs/finetune_brats.py --init.checkpoint ...",
         )
-    spec = EncoderSpec.from_dict(found.card.encoder)
+    # Faster on a CPU, MONAI's own elsewhere, the same numbers.
+    spec = EncoderSpec.from_dict({**found.card.encoder, "attention": "segments"})
     network = build_segmenter(spec, len(found.card.task["regions"]))
     network.load_state_dict(found.model)
     return network.to(device).eval(), found.card
