@@ -120,7 +120,7 @@ def test_ratios_are_medians_of_pairs_times_windows() -> None:
 @pytest.mark.parametrize(
     ("box", "corner"),
     [
-        (BOX, (0, 11, 0)),  # 96 x 48 x 48 about the voxel (42, 35, 24), as far as the volume reaches
+        (BOX, (0, 1, 0)),  # 96 x 48 x 48 about the voxel (64, 25, 16), as far as the volume reaches
         (((0, 0, 0), (4, 4, 4)), (0, 0, 0)),
         (((90, 50, 40), (96, 60, 48)), (0, 12, 0)),
     ],
@@ -152,14 +152,14 @@ def test_a_folder_that_is_not_one_case_is_refused(case: Path, tmp_path: Path, ex
 
 def test_masks_of_both_modes() -> None:
     x_CDHW = torch.zeros(1, *SHAPE)
-    x_CDHW[:, 10:74, 15:55, 9:39] = 1
+    x_CDHW[:, 34:94, 5:45, 1:31] = 1
 
     def network(x_NCDHW: torch.Tensor) -> torch.Tensor:
         """The brain, nothing, everything: the last of which the box cuts off."""
         return torch.cat([x_NCDHW - 0.5, -torch.ones_like(x_NCDHW), torch.ones_like(x_NCDHW)], 1)
 
     (regions,) = infer.box_against_exact([network], [(x_CDHW, BOX)], SPEC)
-    everything = 2 * 64 * 40 * 30 / (64 * 40 * 30 + 96 * 60 * 48)
+    everything = 2 * 60 * 40 * 30 / (60 * 40 * 30 + 96 * 60 * 48)
     assert regions == [(1, True), (1, False), (pytest.approx(everything), True)]
 
 
