@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, ValidationConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError, ClusterError
@@ -24,6 +24,7 @@ from brainfoundry.training.receipt_log import write_plan
 from brainfoundry.training.task import TrainTask
 from brainfoundry.training.tracking.tags import ray_tags
 from brainfoundry.training.tracking.uri import refuse_if_multinode
+from brainfoundry.training.trainer import Trainer
 from brainfoundry.training.validation_task import validate_guarded
 from brainfoundry.training.watch import Watcher
 from brainfoundry.training.worker import train_worker
@@ -103,7 +104,7 @@ def train(task: TrainTask) -> dict[str, Any]:
     files.check_writable(task.run_dir)
     _keep_plans(task)
     task, validation = _validation(replace(task, tags={**task.tags, **ray_tags()}), use_gpu)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,  # type: ignore[arg-type]  # its value becomes Result.return_value
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=config.cluster.timeout_s),
