@@ -19,10 +19,11 @@ from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.job import run_job
 from brainfoundry.core.ray_session import connect
 from brainfoundry.inference.windows import WindowSpec
+from brainfoundry.models import check_crop
 from brainfoundry.training.config import TrackingOptions
+from brainfoundry.training.ensemble import find_models, window_of
 from brainfoundry.training.evaluation import evaluate, log_evaluation
 from brainfoundry.training.evaluation_spec import tracker_for, volumes_of
-from brainfoundry.training.initialise import find_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class EvaluateConfig:
     """Folder for scores, pictures and page; what an earlier evaluation wrote there is replaced."""
     limit: int | None = None
     """Subjects scored at most; None: all."""
+    window: tuple[int, int, int] | None = None
+    """Window in voxels along R-L, P-A, I-S, multiples of 32; None: the crop of training."""
     overlap: float = 0.5
     """Overlap of the sliding windows, share of a window."""
     weights: Literal["gaussian", "constant"] = "gaussian"
@@ -61,19 +64,25 @@ class EvaluateConfig:
     )
     """Tracking."""
 
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            check_crop(self.window, min_tokens=2)  # the deepest block normalises over them
+
 
 def main(config: EvaluateConfig) -> None:
     if not config.checkpoints or not config.shards:
         raise ConfigError("--checkpoints and --shards are needed", fix="name both; see --help")
-    uris = [find_checkpoint(uri) for uri in config.checkpoints]
+    models = find_models(config.checkpoints)
+    uris = [model.uri for model in models]
 
     # Everything is checked here, before anything runs: same task, same channels, nobody seen before.
     spec, notes = volumes_of(
-        uris, config.shards, split=config.split, fold=config.fold, limit=config.limit,
+        models, config.shards, split=config.split, fold=config.fold, limit=config.limit,
         allow_leak=config.allow_leak, flips=config.flips, lesionwise=config.lesionwise,
         precision=config.precision,
-        window=lambda crop: WindowSpec(
-            window=crop, overlap=config.overlap, weights=config.weights, mode=config.mode
+        window=WindowSpec(
+            window=window_of(models, config.window), overlap=config.overlap, weights=config.weights,
+            mode=config.mode,
         ),
     )  # fmt: skip
     what = f"fold {config.fold}" if config.fold is not None else f"split {config.split}"

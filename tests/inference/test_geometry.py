@@ -333,3 +333,14 @@ def test_only_labels_are_written_as_labels(tmp_path: Path) -> None:
     mask = np.zeros((20, 24, 18), bool)
     assert case.restore_labels(mask) == case.restore_labels(mask.astype(np.uint8))
     assert len(case.restore_map(np.zeros((20, 24, 18)))) == 352 + 4 * mask.size
+
+
+def test_the_box_of_results_reaches_beyond_a_resampled_brain(tmp_path: Path) -> None:
+    path = put(tmp_path / "scan.nii", nifti(brain(1)))
+    plain, coarse = load_one(path), load_one(path, spacing_mm=2.0)
+    assert plain.result_box == plain.box
+    (lo, hi), (more_lo, more_hi) = coarse.box, coarse.result_box
+    shape = coarse.x_CDHW.shape[1:]
+    assert more_lo == tuple(max(a - 1, 0) for a in lo)
+    assert more_hi == tuple(min(b + 1, side) for b, side in zip(hi, shape, strict=True))
+    assert coarse.result_box != coarse.box

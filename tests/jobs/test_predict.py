@@ -96,10 +96,10 @@ def test_dry_run_writes_nothing(run: Run, brats_run: Path, tmp_path: Path) -> No
     assert code == 0
     for words in (
         "1 image files have no name of a known modality",
-        "p0: 40x44x36 voxels, 2 windows",
+        "p0: 40x44x36 voxels, 4 windows",
         "failed: no FLAIR",
         "1 of 2 cases have what the network wants",
-        "about 2 windows a case",
+        "about 4 windows a case",
         "dry run: nothing was predicted",
     ):
         assert words in text, words
@@ -117,6 +117,8 @@ def test_dry_run_writes_nothing(run: Run, brats_run: Path, tmp_path: Path) -> No
         (["--checkpoint", "RUN", "--input", "in", "--threshold", "-1"], 2, "--threshold is -1.0"),
         (["--checkpoint", "RUN", "--input", "in", "--batch", "0"], 2, "--batch is 0"),
         (["--checkpoint", "RUN", "--input", "in", "--window", "64", "30", "32"], 2, "multiple of 32"),
+        (["--checkpoint", "RUN", "--input", "in", "--window", "32", "32", "32"], 2, "needs 2"),
+        (["--checkpoint", "RUN", "--input", "in/p1_flair.nii.gz"], 2, "input is a single file"),
         (["--checkpoint", "RUN", "--input", "in", "--allow", "everything"], 2, "everything"),
         (["--checkpoint", "RUN", "--input", "in", "--assume-orientation", "RAR"], 2, "'RAR'"),
         (["--checkpoint", "RUN", "--input", "in", "--preprocess", "bet {input}"], 2, "{output}"),

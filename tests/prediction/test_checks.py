@@ -171,3 +171,25 @@ def test_grid(
     notes = grid_notes(shape, spacing, space_of(card(spacing_mm=spacing_mm)), (64, 32, 32))
     assert len(notes) == len(words)
     assert all(note.startswith(start) for note, start in zip(notes, words, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Notes where nothing can be refused
+
+
+def test_a_brain_where_heads_were_trained_on_is_noted_in_any_space(tmp_path: Path) -> None:
+    space = space_of(card(modalities=("T1w",), space="", skull_stripped=False))
+    uri = str(put(tmp_path / "t1.nii.gz", mni_brain(1), MNI_4MM))
+    volume = load_case({"T1w": uri}, space, subject="p1")
+    (note,) = check_volume(volume, {"T1w": uri}, space, ())
+    assert note.startswith("T1w: foreground of") and "exactly background" in note
+
+
+def test_a_scan_the_intake_refused_is_told_with_its_own_fix() -> None:
+    bad = Case(
+        subject="p1", session="", scans=(), problem="T1w: image is 4D [a.nii.gz]. Fix: take one volume"
+    )
+    with pytest.raises(DataError) as error:
+        choose_scans(bad, space_of(card(modalities=("T1w",))))
+    assert "no T1w" in error.value.line() and error.value.line().count("Fix: ") == 1
+    assert error.value.line().endswith("Fix: take one volume")

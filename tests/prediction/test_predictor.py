@@ -168,7 +168,7 @@ def test_a_bad_case_costs_its_line_and_leaves_nothing(run: str, tmp_path: Path) 
 
 
 def test_an_unexpected_error_costs_one_line_too(
-    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_case(tmp_path / "in", "p1")
     the_job = job(tmp_path, run)
@@ -179,6 +179,9 @@ def test_an_unexpected_error_costs_one_line_too(
     monkeypatch.setattr("brainfoundry.prediction.predictor.predict_probabilities", broken)
     (outcome,) = predict(the_job, *cases(tmp_path / "in", the_job))
     assert outcome.error.startswith("prediction failed: RuntimeError: something odd [subject p1]")
+    assert "report this; the traceback is in the worker's log" in outcome.error
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "in broken" in said
 
 
 def test_too_little_gpu_memory_names_what_to_change(
@@ -216,6 +219,20 @@ def test_a_resampled_prediction_comes_back_to_the_scan(tmp_path: Path) -> None:
     mask = data(next((tmp_path / "out").rglob("*mask.nii.gz")))
     assert maps.shape == mask.shape == brain(1).shape
     assert np.array_equal(mask, maps > 0.5)
+
+
+@pytest.mark.parametrize("spacing_mm", [2.0, 1.5])
+def test_the_rim_of_a_resampled_brain_is_predicted(tmp_path: Path, spacing_mm: float) -> None:
+    """A network that marks everything marks every voxel of the foreground, in a box as over the whole."""
+    uri = save_checkpoint(tmp_path / "run", modalities=("T1w",), task=ATLAS_TASK, spacing_mm=spacing_mm)
+    put(tmp_path / "in" / "p1_t1.nii.gz", brain(1))
+    for mode in ("box", "exact"):
+        predictor = Predictor(job(tmp_path / mode, uri, mode=mode))
+        predictor.networks = [lambda x_NCDHW: torch.full_like(x_NCDHW, 9.0)]  # type: ignore[list-item]
+        outcome = predictor(cases(tmp_path / "in", predictor.job)[0])
+        assert outcome.error == ""
+        mask = data(next((tmp_path / mode).rglob("*mask.nii.gz")))
+        assert (mask[brain(1) != 0] == 1).all(), mode
 
 
 def test_preprocessed_scans_and_their_grid(t1_run: str, tmp_path: Path) -> None:

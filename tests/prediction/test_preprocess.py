@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_the_output_is_the_commands(tmp_path: Path) -> None:
         ("sys.exit(3)", r"--preprocess ended with exit status 3 \["),
         ("sys.exit('no brain\\nfound here')", "exit status 1: no brain found here"),
         ("print('x' * 5000, 'the end', file=sys.stderr); sys.exit(1)", "exit status 1: x{20,300} the end"),
+        ("print('said here'); sys.exit(1)", "exit status 1: said here"),
         ("os.kill(os.getpid(), 9)", "exit status -9"),
         ("print('done', file=sys.stderr)", "left no output: done"),
     ],
@@ -50,14 +52,34 @@ def test_a_command_that_fails(tmp_path: Path, code: str, words: str) -> None:
     assert "try it by hand" in error.value.line()
 
 
+HANGS = (
+    "import subprocess, time\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    "open(target + '.pid', 'w').write(str(child.pid))\ntime.sleep(600)"
+)
+
+
 def test_a_command_that_hangs_is_stopped_with_its_children(tmp_path: Path) -> None:
-    code = (
-        "import subprocess, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "open(target + '.pid', 'w').write(str(child.pid))\ntime.sleep(600)"
-    )
     with pytest.raises(DataError, match="took more than 3 s"):
-        run(tmp_path, code, timeout_s=3)
+        run(tmp_path, HANGS, timeout_s=3)
+    assert_child_gone(tmp_path)
+
+
+def test_a_command_goes_with_the_process_that_wanted_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(process: subprocess.Popen[bytes], timeout: float | None = None) -> None:
+        while not (tmp_path / "out.nii.gz.pid").exists() or not (tmp_path / "out.nii.gz.pid").read_text():
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, HANGS)
+    assert_child_gone(tmp_path)
+
+
+def assert_child_gone(tmp_path: Path) -> None:
     child = int((tmp_path / "out.nii.gz.pid").read_text())
     deadline = time.monotonic() + 30
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:

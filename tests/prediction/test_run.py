@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from brainfoundry.core import files
-from brainfoundry.core.errors import ClusterError, ConfigError
+from brainfoundry.core.errors import ClusterError, ConfigError, DataError
 from brainfoundry.prediction.cases import Case
 from brainfoundry.prediction.config import PredictConfig
 from brainfoundry.prediction.outputs import Outputs
@@ -85,7 +87,9 @@ def test_tables_of_all_cases(run: str, scans: Path, tmp_path: Path) -> None:
     rows = table(out / "lesions.tsv")
     assert {row["subject"] for row in rows} == {"p1", "p2"} and {row["session"] for row in rows} == {"n/a"}
     of_one = [row for row in rows if row["subject"] == "p1"]
-    assert len(of_one) == one["lesions"] == len(table(out / "sub-p1/anat/sub-p1_lesions.tsv"))
+    assert one["lesions"] == {"lesion": len(of_one)} and len(of_one) == len(
+        table(out / "sub-p1/anat/sub-p1_lesions.tsv")
+    )
     assert sum(float(row["volume_mm3"]) for row in of_one) == pytest.approx(one["volume_mm3"]["lesion"])
     assert table(out / "dseg.tsv") == [{"index": "0", "name": "background"}, {"index": "1", "name": "lesion"}]
 
@@ -122,7 +126,7 @@ def test_a_second_run_does_what_is_missing(run: str, scans: Path, tmp_path: Path
         ({"overlap": 0.25}, "overlap was 0.5 and is 0.25"),
         ({"flips": True}, "flips was False and is True"),
         ({"save_entropy": True}, "save_entropy was False and is True"),
-        ({"window": (32, 32, 32)}, r"window was \[64, 32, 32\] and is \[32, 32, 32\]"),
+        ({"window": (32, 64, 32)}, r"window was \[64, 32, 32\] and is \[32, 64, 32\]"),
     ],
 )
 def test_other_options_are_refused(
@@ -183,7 +187,91 @@ def test_the_same_id_of_other_scans_is_not_taken_for_done(run: str, scans: Path,
     result = predict(the_job, tmp_path / "elsewhere")
     (outcome,) = result.failed
     source = scans / "p1_t1.nii.gz"
-    assert f"sub-p1 is already there, of another prediction: it was predicted from {source}" in outcome.error
+    words = f"sub-p1 is already there, of another prediction: it was predicted from T1w {source}"
+    assert words in outcome.error
+
+
+def test_scans_that_changed_or_changed_places_are_not_taken_for_done(tmp_path: Path) -> None:
+    the_job = job(tmp_path, save_checkpoint(tmp_path / "run"))
+    folder = put_case(tmp_path / "in", "p1")
+    predict(the_job, tmp_path / "in")
+    cases = find_cases(PredictConfig(input=str(tmp_path / "in")), the_job.space.sources).cases
+    outputs = Outputs(the_job.out, the_job.models, the_job.options)
+    assert outputs.done(cases[0])
+    kinds = {"T1w": "T1ce", "T1ce": "T1w"}
+    swapped = [replace(s, modality=kinds.get(s.modality, s.modality)) for s in cases[0].scans]
+    with pytest.raises(DataError, match=r"predicted from .*T1ce \S+p1_t1ce.nii.gz"):
+        outputs.done(replace(cases[0], scans=tuple(swapped)))
+    put(folder / "p1_t2.nii.gz", brain(77))
+    (outcome,) = predict(the_job, tmp_path / "in").failed
+    assert "its scans have changed since" in outcome.error and "--overwrite" in outcome.error
+
+
+def test_a_mask_that_is_gone_is_made_again(run: str, scans: Path, tmp_path: Path) -> None:
+    the_job = job(tmp_path, run)
+    predict(the_job, scans)
+    mask = tmp_path / "out/sub-p1/anat/sub-p1_label-lesion_mask.nii.gz"
+    mask.unlink()
+    result = predict(the_job, scans)
+    assert (result.predicted, result.before) == (1, 1) and mask.is_file()
+
+
+@pytest.mark.parametrize("text", ['{"Sources": []}', "[]"])
+def test_a_json_of_somebody_else_costs_its_case(run: str, scans: Path, tmp_path: Path, text: str) -> None:
+    the_job = job(tmp_path, run)
+    predict(the_job, scans)
+    mark = tmp_path / "out/sub-p1/anat/sub-p1_label-lesion_mask.json"
+    mark.write_text(text)
+    result = predict(the_job, scans)
+    assert [o.case.subject for o in result.failed] == ["p1", "p3"] and result.before == 1
+    assert "not a file of this job" in result.failed[0].error and mark.read_text() == text
+    (scans / "p1_t1.nii.gz").unlink()
+    assert predict(the_job, scans).before == 1  # nor does it disturb the tables of the others
+
+
+def test_the_tables_are_of_every_case_in_the_folder(run: str, scans: Path, tmp_path: Path) -> None:
+    the_job = job(tmp_path, run)
+    predict(the_job, scans)
+    put(tmp_path / "more" / "p0_t1.nii.gz", brain(8))
+    result = predict(the_job, tmp_path / "more")
+    assert (result.predicted, len(result.outcomes)) == (1, 1)
+    out = tmp_path / "out"
+    assert [line["id"] for line in lines(out)] == ["sub-p0", "sub-p1", "sub-p2"]
+    assert {row["subject"] for row in table(out / "lesions.tsv")} == {"p0", "p1", "p2"}
+
+
+def test_a_prediction_without_a_mask_does_not_hold_its_folder(run: str, tmp_path: Path) -> None:
+    bad = tmp_path / "in" / "p1_t1.nii.gz"
+    bad.parent.mkdir()
+    bad.write_bytes(b"")
+    assert len(predict(job(tmp_path, run), tmp_path / "in").failed) == 1
+    put(bad, brain(1))
+    result = predict(job(tmp_path, run, threshold=0.3), tmp_path / "in")
+    assert result.predicted == 1
+    about = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert about["GeneratedBy"][0]["Options"]["threshold"] == 0.3
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_a_folder_is_ours_from_its_first_file(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    the_job = job(tmp_path, run)
+    outputs = Outputs(the_job.out, the_job.models, the_job.options)
+    write, left = files.write_bytes, iter(range(writes))
+
+    def killed(uri: str, data: bytes) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(uri, data)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(files, "write_bytes", killed)
+        outputs.prepare(str(tmp_path), overwrite=False)
+    outputs.prepare(str(tmp_path), overwrite=False)
+    assert {p.name for p in Path(the_job.out).iterdir()} == {
+        "dataset_description.json", ".bidsignore", "dseg.tsv",
+    }  # fmt: skip
 
 
 def test_a_case_put_there_from_another_prediction_is_not_replaced(
@@ -238,6 +326,20 @@ def test_workers_fit_the_cluster(ray_local: int) -> None:
         fleet(5, 10)
 
 
+def test_half_precision_without_a_gpu_is_told_before_workers_start(run: str, tmp_path: Path) -> None:
+    the_job = job(tmp_path, run, precision="fp16")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        list(on_ray(Fleet(workers=1, cpus=1, gpu=False))(the_job, ()))
+
+
+def test_a_worker_that_cannot_start_says_why(run: str, scans: Path, tmp_path: Path, ray_local: int) -> None:
+    the_job = job(tmp_path, run)
+    gone = replace(the_job, models=(replace(the_job.models[0], uri=str(tmp_path / "gone")),))
+    with pytest.raises(ClusterError, match=r"Ray gave up: .*gone") as error:
+        predict(gone, scans, on_ray(Fleet(workers=1, cpus=1, gpu=False)))
+    assert "\x1b" not in error.value.problem
+
+
 @pytest.mark.slow
 def test_a_case_that_kills_its_worker_costs_itself_alone(run: str, tmp_path: Path, ray_local: int) -> None:
     for number in range(4):
@@ -263,3 +365,5 @@ def test_brats_cases_in_folders(tmp_path: Path) -> None:
     assert names == ["background", "TC+WT", "WT", "TC+WT+ET"]
     rows = table(tmp_path / "out" / "lesions.tsv")
     assert {row["region"] for row in rows} == {"tc", "wt", "et"}
+    (line,) = lines(tmp_path / "out")
+    assert line["lesions"] == {r: sum(row["region"] == r for row in rows) for r in ("tc", "wt", "et")}

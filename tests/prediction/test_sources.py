@@ -49,6 +49,27 @@ def test_a_folder_by_pattern(tmp_path: Path) -> None:
     assert shown(source) == [("x1", "day1", ["FLAIR"]), ("x1", "day2", ["FLAIR"])]
 
 
+def test_one_name_in_two_folders_is_not_made_one_case(tmp_path: Path) -> None:
+    """Two people called scan, or one whose modalities lie apart? Nobody but the user knows."""
+    put_all(tmp_path, ["anna/scan_flair.nii.gz", "bert/scan_t1.nii.gz"])
+    with pytest.raises(
+        DataError, match=r"'scan' lie in two folders, .*: one case, or two.*--pattern"
+    ) as error:
+        find(tmp_path)
+    assert {"anna", "bert"} <= set(re.findall(r"\w+", error.value.problem))
+    with pytest.raises(DataError, match="lie in two folders"):
+        find(tmp_path, pattern="{subject}_{modality}.nii.gz")  # looks at the files' names alone
+    two = find(tmp_path, pattern="{subject}/*_{modality}.nii.gz")
+    assert shown(two) == [("anna", "", ["FLAIR"]), ("bert", "", ["T1w"])]
+    assert shown(find(tmp_path, pattern="*/{subject}_{modality}.nii.gz")) == [("scan", "", ["FLAIR", "T1w"])]
+
+
+def test_a_single_file_is_no_input(tmp_path: Path) -> None:
+    put_all(tmp_path, ["p1_flair.nii.gz"])
+    with pytest.raises(ConfigError, match=r"input is a single file.*folder that holds"):
+        find(tmp_path / "p1_flair.nii.gz")
+
+
 def test_nnunet_names_need_their_channels(tmp_path: Path) -> None:
     put_all(tmp_path, ["BRATS_001_0000.nii.gz", "BRATS_001_0001.nii.gz"])
     with pytest.raises(DataError, match=r"no scan of a known modality.*--channels 0000=FLAIR"):

@@ -88,12 +88,17 @@ def sliding_window(
     try:
         return _sliding_window(network, x_1CDHW, spec, autocast)
     except torch.OutOfMemoryError as error:
-        window, volume = ("x".join(map(str, s)) for s in (spec.window, x_1CDHW.shape[2:]))
-        raise ConfigError(
-            f"out of GPU memory with {spec.batch} windows of {window} at a time over a volume of {volume}",
-            fix=f"lower --batch (now {spec.batch}) or choose a smaller --window (now {window}); "
-            "--overlap costs time, not memory",
-        ) from error
+        raise out_of_memory(spec, x_1CDHW.shape[2:]) from error
+
+
+def out_of_memory(spec: WindowSpec, shape: Sequence[int]) -> ConfigError:
+    """What to change where the GPU's memory does not suffice for a volume of `shape`."""
+    window, volume = ("x".join(map(str, s)) for s in (spec.window, shape))
+    return ConfigError(
+        f"out of GPU memory with {spec.batch} windows of {window} at a time over a volume of {volume}",
+        fix=f"lower --batch (now {spec.batch}) or choose a smaller --window (now {window}); "
+        "--overlap costs time, not memory",
+    )
 
 
 def _sliding_window(

@@ -42,11 +42,12 @@ def choose_scans(case: Case, space: Space) -> dict[str, Scan]:
     missing = [name for name in wanted if name not in there]
     if missing:
         have = ", ".join(sorted(there)) or "nothing"
-        why = f" (the intake says: {case.problem})" if case.problem else ""
+        said, _, mend = case.problem.partition(". Fix: ")
+        why = f" (the intake says: {said})" if said else ""
         raise DataError(
             f"no {' and no '.join(missing)}: the network wants {', '.join(wanted)}, there is {have}{why}",
             subject=case.name,
-            fix="deliver it, or predict with a checkpoint that was trained without",
+            fix=mend or "deliver it, or predict with a checkpoint that was trained without",
         )
     for name in wanted:
         if len(there[name]) > 1:
@@ -85,8 +86,6 @@ def check_volume(
     Raises:
         DataError: a brain elsewhere than the template's, or a skull where none is expected.
     """
-    if space.template not in SPACES and not space.skull_stripped:
-        return []
     notes = []
     for modality, one in volume.volumes.items():
         placed = _has_orientation(one)

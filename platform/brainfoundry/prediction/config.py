@@ -121,7 +121,7 @@ class PredictConfig:
                 value = getattr(self, name.replace("-", "_"))
                 raise ConfigError(f"--{name} is {value}", fix=fix)
         if self.window is not None:
-            check_crop(self.window)
+            check_crop(self.window, min_tokens=2)  # the deepest block normalises over them
         check_orientation(self.assume_orientation)
         command_of(self.preprocess)
 

@@ -1,80 +1,15 @@
-"""The networks of a prediction: found, held against each other, and told in one line."""
+"""The networks of a prediction: loaded once before workers do, and what they demand of a volume."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
-from brainfoundry.core.errors import CheckpointError, ConfigError
 from brainfoundry.inference.geometry import Space
 from brainfoundry.training.card import Card
-from brainfoundry.training.checkpoint import read_card
-from brainfoundry.training.initialise import find_checkpoint
+from brainfoundry.training.ensemble import Model, find_models, window_of
 from brainfoundry.training.volumes import load_segmenter
 
-_ALIKE = ("task", "modalities", "feeds", "intensity", "spacing_mm", "orientation", "space", "skull_stripped")
-"""Fields of the cards that networks of one ensemble share, in the order in which a difference is named."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A checkpoint to predict with.
-
-    Args:
-        sha256: of its card, which holds the checksums of all its files. Its validation scores are left out:
-            a run may add them later.
-    """
-
-    uri: str
-    card: Card
-    sha256: str
-
-    def about(self) -> dict[str, Any]:
-        """What a mask's file says of it."""
-        return {
-            "uri": self.uri, "card_sha256": self.sha256, "run": self.card.run, "step": self.card.step,
-            "size": self.card.size, "git_commit": self.card.git_commit,
-        }  # fmt: skip
-
-
-def find_models(uris: Sequence[str]) -> tuple[Model, ...]:
-    """The checkpoints that runs or checkpoint folders mean, fit to be averaged.
-
-    Raises:
-        ConfigError: none was named, or one twice.
-        CheckpointError: no checkpoint, none of a segmentation network, or two that do not go together.
-    """
-    if not uris:
-        raise ConfigError("no checkpoint was named", fix="give a fine-tuned run with --checkpoint")
-    models = tuple(_read(find_checkpoint(uri)) for uri in uris)
-    if len({model.sha256 for model in models}) < len(models):
-        raise ConfigError("a checkpoint was named twice", fix="name each once")
-    first = models[0]
-    for model in models[1:]:
-        for name in _ALIKE:
-            mine, other = getattr(model.card, name), getattr(first.card, name)
-            if mine != other:
-                raise CheckpointError(
-                    f"checkpoints cannot be averaged: {name} is {mine!r} here and {other!r} in {first.uri}",
-                    file=model.uri,
-                    fix="predict with each on its own",
-                )
-    return models
-
-
-def window_of(models: Sequence[Model], asked: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """The window: as asked, else the crop that all were trained on.
-
-    Raises:
-        ConfigError: they were trained on different ones.
-    """
-    crops = {model.card.crop for model in models}
-    if asked is None and len(crops) > 1:
-        shown = " and ".join(sorted("x".join(map(str, crop)) for crop in crops))
-        raise ConfigError(f"the checkpoints were trained on crops of {shown}", fix="choose one with --window")
-    return asked or models[0].card.crop
+__all__ = ["Model", "find_models", "load_check", "space_of", "window_of"]
 
 
 def load_check(models: Sequence[Model]) -> None:
@@ -95,13 +30,3 @@ def space_of(card: Card) -> Space:
         modalities=card.modalities, feeds=card.feeds, intensity=intensity, spacing_mm=card.spacing_mm,
         template=card.space, skull_stripped=card.skull_stripped,
     )  # fmt: skip
-
-
-def _read(uri: str) -> Model:
-    card = read_card(uri)
-    if not card.task:
-        raise CheckpointError(
-            f"a checkpoint of stage {card.stage}, which has learnt no masks", file=uri,
-            fix="fine-tune it first (jobs/finetune_brats.py), and name that run",
-        )  # fmt: skip
-    return Model(uri=uri, card=card, sha256=hashlib.sha256(replace(card, metrics={}).to_json()).hexdigest())

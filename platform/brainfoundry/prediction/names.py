@@ -40,12 +40,15 @@ class Namer:
 
     Raises:
         ConfigError: a pattern or a channel that makes no sense.
+
+    Attributes:
+        by_path: whether the pattern says what the folders above a file mean.
     """
 
     def __init__(self, wanted: Sequence[str], pattern: str = "", channels: Iterable[str] = ()) -> None:
         self._kinds = {**USUAL, **{name.lower(): name for name in wanted}, **_read_channels(channels)}
         self._only = wanted[0] if len(set(wanted)) == 1 else ""
-        self._below = "/" in pattern
+        self.by_path = "/" in pattern
         # Longest first: t2_flair ends in flair, and t1ce begins with t1.
         kinds = "|".join(map(re.escape, sorted(self._kinds, key=len, reverse=True)))
         self._pattern = _compile(pattern, kinds, self._only) if pattern else None
@@ -58,7 +61,7 @@ class Namer:
             match = self._ends.fullmatch(stem)
             subject = (match[1] or (parts[-2] if len(parts) > 1 else "")) if match else ""
             return Named(subject, "", self._kinds[match[2].lower()]) if match and subject else None
-        match = self._pattern.fullmatch("/".join([*parts[:-1], stem]) if self._below else stem)
+        match = self._pattern.fullmatch("/".join([*parts[:-1], stem]) if self.by_path else stem)
         if match is None:
             return None
         found = match.groupdict()

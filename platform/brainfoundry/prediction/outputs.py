@@ -47,6 +47,9 @@ _OURS = re.compile(
 )
 _IGNORED = "lesions.tsv\n*_lesions.tsv\n*_map.nii.gz\npredictions.jsonl\n"
 """For .bidsignore: what BIDS has no name for."""
+_RECORD = {"subject", "session", "scans", "identity", "lesions", "volume_mm3", "files", "checkpoints",
+           "options", "notes", "seconds"}  # fmt: skip
+"""What is read again of a case's JSON."""
 
 
 class Outputs:
@@ -100,7 +103,7 @@ class Outputs:
                 f"the folder holds other files, such as {names[0]}", file=self.out,
                 fix="give an empty or a new folder with --out",
             )  # fmt: skip
-        if not overwrite and (difference := self._difference(there)):
+        if not overwrite and (difference := self._difference(there)) and any(self._files()):
             raise ConfigError(
                 f"the folder holds masks of another prediction: {difference}",
                 file=self.out,
@@ -122,9 +125,10 @@ class Outputs:
         if overwrite:
             for uri in self._files():
                 files.delete_file(uri)
+        # What makes the folder ours comes first: a run that is killed here can be taken up again.
+        files.write_json(files.join(self.out, _DESCRIPTION), self._description(source))
         files.write_bytes(files.join(self.out, ".bidsignore"), _IGNORED.encode())
         files.write_bytes(files.join(self.out, "dseg.tsv"), self._lookup())
-        files.write_json(files.join(self.out, _DESCRIPTION), self._description(source))
 
     def _difference(self, made: Mapping[str, Any]) -> str:
         """The first thing in which another prediction differs from this one; "" where none does."""
@@ -179,22 +183,42 @@ class Outputs:
         """What the file of a case says that is already there and whole; None where it is not.
 
         Raises:
-            DataError: it is of other scans, or made otherwise; it is not ours to replace.
+            DataError: it is of other scans, made otherwise, or somebody else's; it is not ours to replace.
         """
         uri = self._mark(case)
         if not files.exists(uri):
             return None
-        record: dict[str, Any] = files.read_json(uri)
+        record = self.read(uri)
         other = self._difference({"Checkpoints": record["checkpoints"], "Options": record["options"]})
-        scans = set(record["scans"].values())
+        scans = record["scans"]
         same = (record["subject"], record["session"]) == (case.subject, case.session)
-        if not same or not scans <= {where(scan) for scan in case.scans}:
-            other = f"it was predicted from {', '.join(sorted(scans))}"
+        if not same or not scans.items() <= {(scan.modality, where(scan)) for scan in case.scans}:
+            told = ", ".join(f"{modality} {scan}" for modality, scan in sorted(scans.items()))
+            other = f"it was predicted from {told}"
+        elif record["identity"] != _identity(case, scans):
+            other = "its scans have changed since"
         if other:
             raise DataError(
                 f"{case.stem} is already there, of another prediction: {other}", file=uri, subject=case.name,
                 fix="choose another --out, or replace it with --overwrite",
             )  # fmt: skip
+        whole = all(files.exists(files.join(self.out, name)) for name in record["files"])
+        return record if whole else None
+
+    def others(self, cases: Iterable[Case]) -> list[str]:
+        """URIs of what may be the marks of further cases, which an earlier run left in the folder."""
+        mine, end = {self._mark(case) for case in cases}, f"_{self.end_of('mask')}.json"
+        return [uri for uri in self._files() if uri.endswith(end) and uri not in mine]
+
+    def read(self, uri: str) -> dict[str, Any]:
+        """What a case's file says.
+
+        Raises:
+            DataError: it is damaged, or not of this job.
+        """
+        record = files.read_json(uri)
+        if not isinstance(record, dict) or not record.keys() >= _RECORD:
+            raise DataError("not a file of this job", file=uri, fix="move it away")
         return record
 
     def write(
@@ -232,6 +256,7 @@ class Outputs:
                 "subject": case.subject,
                 "session": case.session,
                 **about,
+                "identity": _identity(case, about["scans"]),
                 "labels": {str(label): name for label, name in self.labels().items()},
                 "lesions": rows,
                 "volume_mm3": {
@@ -250,6 +275,20 @@ class Outputs:
                 fix="free space, or choose another --out",
             ) from error  # fmt: skip
         return record
+
+
+def _identity(case: Case, scans: Mapping[str, str]) -> dict[str, list[Any]]:
+    """What tells the scans of a case from others of their names, by modality: size, and CRC-32 (zip, shard
+    set) or time of change.
+
+    Args:
+        scans: those that were predicted from: modality -> where it lies.
+    """
+    return {
+        scan.modality: [scan.size, scan.mtime if scan.crc32 is None else scan.crc32]
+        for scan in case.scans
+        if scans.get(scan.modality) == where(scan)
+    }
 
 
 LESION_COLUMNS = ("region", "lesion", "voxels", "volume_mm3", "x_mm", "y_mm", "z_mm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+import traceback
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ def count_windows(volume: CaseVolume, spec: WindowSpec) -> int:
     """Windows that one network computes for a case, without flips."""
     shape = volume.x_CDHW.shape[1:]
     if spec.mode == "box":
-        lo, hi = window_box(volume.box, shape, spec.window)
+        lo, hi = window_box(volume.result_box, shape, spec)
         shape = torch.Size(b - a for a, b in zip(lo, hi, strict=True))
     return len(window_starts(shape, spec))
 
@@ -174,7 +175,7 @@ class Predictor:
         self.job = job
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.networks = [load_segmenter(model.uri, self.device)[0] for model in job.models]
-        self.precision = _precision(job.options.precision, self.device)
+        self.precision = precision_on(job.options.precision, self.device)
         self.outputs = Outputs(job.out, job.models, job.options)
         self._spec = job.window_spec(_GPU_BATCH if self.device.type == "cuda" else 1)
         self._network = threading.Lock()
@@ -187,10 +188,11 @@ class Predictor:
         except BrainFoundryError as error:
             return Outcome(case=case, error=error.line(), seconds=time.perf_counter() - began)
         except Exception as error:  # one case must not cost the others
+            traceback.print_exc()
             line = DataError(
                 f"prediction failed: {type(error).__name__}: {error}",
                 subject=case.name,
-                fix="look at its scans",
+                fix="report this; the traceback is in the worker's log",
             ).line()
             return Outcome(case=case, error=line, seconds=time.perf_counter() - began)
         return Outcome(case=case, record=record, seconds=time.perf_counter() - began)
@@ -203,7 +205,7 @@ class Predictor:
         volume = loaded.volume
         with self._network:
             maps_RDHW = predict_probabilities(
-                self.networks, volume.x_CDHW, volume.box, self._spec, device=self.device,
+                self.networks, volume.x_CDHW, volume.result_box, self._spec, device=self.device,
                 precision=self.precision, flips=options.flips,
             )  # fmt: skip
         maps_RDHW = volume.to_scan_grid(maps_RDHW)
@@ -228,7 +230,12 @@ class Predictor:
         return self.outputs.write(case, named, lesions, about, began=began)
 
 
-def _precision(asked: str, device: torch.device) -> str:
+def precision_on(asked: str, device: torch.device) -> str:
+    """What networks compute in on a device.
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
     if asked == "auto":
         if device.type != "cuda":
             return "fp32"

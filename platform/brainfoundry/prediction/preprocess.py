@@ -34,19 +34,23 @@ def preprocess(command: Sequence[str], source: Path, target: Path, *, timeout_s:
         return DataError(problem, file=source, subject=subject, fix=f"try it by hand: {' '.join(arguments)}")
 
     try:
-        # A session of its own, so that at the time limit its children can be stopped with it.
+        # A session of its own, so that its children can be stopped with it. Tools tell what is wrong on
+        # either stream.
         process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         raise failed(f"cannot be started: {error}") from error
     try:
-        _, said = process.communicate(timeout=timeout_s)
+        said, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        _, said = process.communicate()
+        said, _ = process.communicate()
         raise failed(f"took more than {timeout_s:g} s", said) from None
+    except BaseException:  # this process is to end
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     if process.returncode:
         raise failed(f"ended with exit status {process.returncode}", said)
     if not target.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,7 @@ class Result:
 
 
 def predict_all(job: Job, cases: Sequence[Case], executor: Executor) -> Result:
-    """Predict every case that is not there yet, and write the tables of all of them.
+    """Predict every case that is not there yet, and write the tables of all that the folder holds.
 
     The folder must be ours (`Outputs.prepare`). A case that fails costs a line and leaves no files.
 
@@ -58,6 +58,9 @@ def predict_all(job: Job, cases: Sequence[Case], executor: Executor) -> Result:
         for outcome in pool.map(lambda case: _earlier(outputs, case), cases):
             if outcome is not None:
                 found[_key(outcome)] = outcome
+        # The tables are of the whole folder: earlier runs may have had other cases.
+        marks = pool.map(lambda uri: _of_another_run(outputs, uri), outputs.others(cases))
+        kept = [outcome for outcome in marks if outcome is not None]
     before = sum(not outcome.error for outcome in found.values())
     began = written = time.monotonic()
     waiting = [case for case in cases if (case.subject, case.session) not in found]
@@ -68,10 +71,11 @@ def predict_all(job: Job, cases: Sequence[Case], executor: Executor) -> Result:
             bar.advance(1, f"({failed:,} failed)" if failed else "")
             if time.monotonic() - written > TABLE_EVERY_S:
                 written = time.monotonic()
-                _write_lines(job.out, found.values())
+                _write_lines(job.out, [*kept, *found.values()])
     outcomes = tuple(found[case.subject, case.session] for case in cases)
-    _write_lines(job.out, outcomes)
-    files.write_bytes(files.join(job.out, "lesions.tsv"), _lesions(outcomes))
+    everything = sorted([*kept, *outcomes], key=_key)
+    _write_lines(job.out, everything)
+    files.write_bytes(files.join(job.out, "lesions.tsv"), _lesions(everything))
     return Result(outcomes=outcomes, before=before, seconds=time.monotonic() - began)
 
 
@@ -90,7 +94,19 @@ def _earlier(outputs: Outputs, case: Case) -> Outcome | None:
     return None if record is None else Outcome(case=case, record=record, seconds=record["seconds"])
 
 
-def _write_lines(out: str, outcomes: Any) -> None:
+def _of_another_run(outputs: Outputs, uri: str) -> Outcome | None:
+    """A case that is there and not among today's; None where the file is somebody else's."""
+    try:
+        record = outputs.read(uri)
+    except StorageError:
+        raise
+    except DataError:
+        return None
+    case = Case(subject=record["subject"], session=record["session"], scans=())
+    return Outcome(case=case, record=record, seconds=record["seconds"])
+
+
+def _write_lines(out: str, outcomes: Iterable[Outcome]) -> None:
     text = "".join(json.dumps(_line(outcome), sort_keys=True) + "\n" for outcome in outcomes)
     files.write_bytes(files.join(out, "predictions.jsonl"), text.encode())
 
@@ -106,7 +122,10 @@ def _line(outcome: Outcome) -> dict[str, Any]:
         "status": "predicted",
         "mask": record["files"][0],
         "volume_mm3": record["volume_mm3"],
-        "lesions": len(record["lesions"]),
+        "lesions": {
+            region: sum(row["region"] == region for row in record["lesions"])
+            for region in record["volume_mm3"]
+        },
         "notes": record["notes"],
         "seconds": record["seconds"],
     }

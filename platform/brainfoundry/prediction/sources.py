@@ -66,6 +66,8 @@ def find_cases(config: PredictConfig, wanted: Sequence[str]) -> Source:
         source = _of_manifest(uri, config)
     elif files.exists(files.join(uri, "shardset.json")):
         source = _of_shards(uri, config)
+    elif uri.endswith((".nii", ".nii.gz")):
+        raise ConfigError("the input is a single file", file=uri, fix="give the folder that holds it")
     elif config.split:
         raise ConfigError("--split needs splits", fix="give a cohort manifest or a shard set as --input")
     else:
@@ -92,7 +94,7 @@ def _of_shards(uri: str, config: PredictConfig) -> Source:
             fix="give its intake.parquet as --input, which names the files",
         )  # fmt: skip
     columns = shards.index.select(
-        ["subject", "session", "split", "shard", "row", "shape", "spacing", "scans"]
+        ["subject", "session", "split", "shard", "row", "shape", "spacing", "scans", "length", "head_crc"]
     )
     cases = []
     for row in columns.to_pylist():
@@ -101,9 +103,9 @@ def _of_shards(uri: str, config: PredictConfig) -> Source:
         stored = (uri, row["shard"], row["row"])
         scans = tuple(
             Scan(
-                modality=scan["modality"], uri=f"{uri}/shards/shard-{row['shard']:05d}.arrow", size=0,
-                shape=tuple(row["shape"]), spacing=tuple(row["spacing"]), orientation="RAS",
-                dtype=scan["code_dtype"],
+                modality=scan["modality"], uri=f"{uri}/shards/shard-{row['shard']:05d}.arrow",
+                size=row["length"], crc32=row["head_crc"], shape=tuple(row["shape"]),
+                spacing=tuple(row["spacing"]), orientation="RAS", dtype=scan["code_dtype"],
             )
             for scan in row["scans"]
             if scan["modality"] != LABEL and scan["present"] is not False
@@ -152,12 +154,21 @@ def _read_folder(folder: Folder, intake: str, namer: Namer) -> Manifest:
     """The intake of a folder whose files are told by their names."""
     found, others, numbered = Gathering(), 0, False
     modalities: set[str] = set()
+    homes: dict[tuple[str, str], tuple[str, ...]] = {}
     for parts in folder.images():
         named = namer.read(parts)
         if named is None:
             others += 1
             numbered |= NNUNET.search(parts[-1]) is not None
             continue
+        home = homes.setdefault((named.subject, named.session), parts[:-1])
+        if home != parts[:-1] and not namer.by_path:  # scans of two people might become one case
+            one, two = sorted("/".join(where) or "." for where in (home, parts[:-1]))
+            raise DataError(
+                f"scans of '{named.subject}' lie in two folders, {one} and {two}: one case, or two?",
+                file=folder.uri,
+                fix='say which part of the path is the case: --pattern "{subject}/*_{modality}.nii.gz"',
+            )
         found.add(named.subject, named.session, named.modality, folder.uri_of(parts))
         modalities.add(named.modality)
     if not found:

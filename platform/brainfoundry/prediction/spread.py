@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import torch
 
 from brainfoundry.core.errors import ClusterError, DataError
 from brainfoundry.prediction.cases import Case
-from brainfoundry.prediction.predictor import Job, Outcome, Predictor
+from brainfoundry.prediction.predictor import Job, Outcome, Predictor, precision_on
 from brainfoundry.training.resources import set_threads
 
 _CPUS = 4
 """CPUs of a worker where there is no GPU, if nobody asks for a number of workers."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Executor(Protocol):
@@ -80,10 +83,13 @@ def on_ray(size: Fleet) -> Executor:
     read or written while the network works on the other.
 
     Raises (when run):
+        ConfigError: fp16 without GPUs.
         ClusterError: Ray gave up.
     """
 
     def run(job: Job, cases: Sequence[Case], /) -> Iterator[Outcome]:
+        if not size.gpu:
+            precision_on(job.options.precision, torch.device("cpu"))
         left = {(case.subject, case.session): case for case in cases}
         # A worker that dies takes its other case along. What was lost twice is tried for the last time with
         # one case a worker: the case that kills its worker is then alone, and the only one to fail.
@@ -152,6 +158,12 @@ def _stream(job: Job, cases: Sequence[Case], size: Fleet, at_once: int) -> Itera
         raise  # a bug: its traceback is wanted
     except ray.exceptions.RayError as error:
         raise ClusterError(
-            f"Ray gave up: {str(error).splitlines()[0]}",
+            f"Ray gave up: {_cause(error)}",
             fix="read the messages above; run again: what is finished is kept",
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    """One line of Ray's many: of a worker that could not start, the last, which is its own error."""
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    return lines[-1 if "creation task" in lines[0] else 0].strip()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from brainfoundry.core import files, paths
-from brainfoundry.core.errors import CheckpointError, ConfigError, DataError
+from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.inference.windows import WindowSpec
+from brainfoundry.store.meta import ShardSetMeta
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.folds import HELD_OUT
-from brainfoundry.training.checkpoint import read_card
+from brainfoundry.training.card import Card
 from brainfoundry.training.config import TrackingOptions
+from brainfoundry.training.ensemble import Model
 from brainfoundry.training.leak_gate import gate, open_test_set
 from brainfoundry.training.resolve import channels_of
 from brainfoundry.training.tracking.tags import run_tags
@@ -21,14 +23,14 @@ from brainfoundry.training.volumes import VolumeSpec, sessions_of
 
 
 def volumes_of(
-    checkpoints: Sequence[str],
+    models: Sequence[Model],
     shards_uri: str,
     *,
     split: str,
     fold: int | None,
     limit: int | None,
     allow_leak: bool,
-    window: Callable[[tuple[int, int, int]], WindowSpec],
+    window: WindowSpec,
     precision: str = "fp32",
     flips: bool = False,
     lesionwise: bool = False,
@@ -36,31 +38,23 @@ def volumes_of(
     """What is to be scored of a shard set, checked against the checkpoints' cards; and lines about it.
 
     Args:
-        checkpoints: URIs of fine-tuned networks that agree in what they are shown and what they mark.
+        models: as `ensemble.find_models` finds them.
         fold: its sessions outside the test split are scored; None: the sessions of `split`.
-        window: from the networks' crop to the windows.
 
     Raises:
-        CheckpointError: a network that cannot segment, or an ensemble whose members disagree.
         ConfigError: modalities or masks that the shard set does not have, another voxel size.
         DataError: nobody to score, or somebody whom a checkpoint has seen.
+        CheckpointError: a checkpoint that cannot prove whom it has seen.
     """
-    cards = [read_card(uri) for uri in checkpoints]
-    card = cards[0]
-    for uri, other in zip(checkpoints, cards, strict=True):
-        if not other.task:
-            raise CheckpointError(
-                f"a checkpoint of stage {other.stage} cannot be scored: it has no decoder", file=uri,
-                fix="fine-tune it first (jobs/finetune_brats.py, jobs/finetune_atlas.py)",
-            )  # fmt: skip
-        for name in ("task", "modalities", "feeds", "intensity", "spacing_mm", "crop"):
-            if getattr(other, name) != getattr(card, name):
-                raise CheckpointError(
-                    f"the ensemble disagrees in {name}: {getattr(card, name)!r} and {getattr(other, name)!r}",
-                    file=uri, fix="score them one by one",
-                )  # fmt: skip
+    card = models[0].card
     shards = ShardSet.open(shards_uri)
-    _, fed_by = channels_of(card.modalities, [f"{c}={m}" for c, m in card.feeds.items()], shards)
+    try:
+        _, fed_by = channels_of(card.modalities, [f"{c}={m}" for c, m in card.feeds.items()], shards)
+    except ConfigError as error:  # its fix names options of a training
+        raise ConfigError(
+            error.problem, file=shards.uri,
+            fix=f"score it on a cohort prepared with the network's channels: {', '.join(card.modalities)}",
+        ) from None  # fmt: skip
     if shards.meta.labels != card.task["scheme"]:
         raise ConfigError(
             f"the network marks labels of {card.task['scheme']}, the masks are of "
@@ -73,12 +67,15 @@ def volumes_of(
             f"{_mm(shards.meta.spacing_mm)}",
             file=shards.uri, fix="prepare the cohort with the same --spacing-mm",
         )  # fmt: skip
-    leaks = gate([open_test_set(shards, split=split, fold=fold)], checkpoints, allow=allow_leak)
-    notes = [
+    tested = open_test_set(shards, split=split, fold=fold)
+    leaks = gate([tested], [model.uri for model in models], allow=allow_leak)
+    notes = _differences(card, shards.meta)
+    notes += [
         f"LEAK: {r['leaked']} of {r['tested']} subjects ({r['selection']}) were seen by {r['source']}"
         for r in leaks
     ]
     chosen = HELD_OUT if fold is not None else split
+    cards = [model.card for model in models]
     if any(c.chosen_on == chosen and (fold is None or c.plan.get("fold") == fold) for c in cards):
         notes.append(f"the best checkpoint was chosen on {chosen} itself: scores on it are optimistic")
     sessions = sessions_of(shards, split=chosen, fold=fold, limit=limit)
@@ -89,10 +86,25 @@ def volumes_of(
     spec = VolumeSpec(
         shards=shards.uri, sessions=sessions, channels=tuple(names.index(m) for m in fed_by),
         label=shards.label_channel, task=card.task["name"], scheme=card.task["scheme"],
-        intensity=card.intensity, window=window(card.crop), precision=precision, flips=flips,
+        intensity=card.intensity, window=window, precision=precision, flips=flips,
         lesionwise=lesionwise,
     )  # fmt: skip
     return spec, notes
+
+
+def _differences(card: Card, meta: ShardSetMeta) -> list[str]:
+    """Notes on what the networks have not seen in training, but may be scored on."""
+    notes = []
+    if meta.space != card.space:
+        mine, other = card.space or "scanner", meta.space or "scanner"
+        notes.append(f"the network was trained in {mine} space, the shard set is in {other} space")
+    if meta.skull_stripped != card.skull_stripped:
+        mine, other = (
+            "skull-stripped brains" if stripped else "whole heads"
+            for stripped in (card.skull_stripped, meta.skull_stripped)
+        )  # fmt: skip
+        notes.append(f"the network was trained on {mine}, the shard set holds {other}")
+    return notes
 
 
 def _mm(spacing_mm: float | None) -> str:
