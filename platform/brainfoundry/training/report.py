@@ -8,7 +8,7 @@ from typing import Any
 
 from brainfoundry.core import files
 from brainfoundry.store.reader import ShardSet
-from brainfoundry.stream.folds import split_view
+from brainfoundry.stream.folds import HELD_OUT, split_view
 from brainfoundry.stream.plan import Plan
 from brainfoundry.training.estimate import estimate
 from brainfoundry.training.runs import RunPlace
@@ -38,13 +38,12 @@ def announce(task: TrainTask, shards: ShardSet, place: RunPlace) -> None:
     channels = ", ".join(
         c if c == m else f"{c} (fed by {m})" for c, m in zip(task.modalities, task.fed_by, strict=True)
     )
-    held_out = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in sorted(subjects.items()) if s != "train")
+    told = {"val": "held out", HELD_OUT: f"of fold {config.data.fold} held out", "test": "to test on"}
+    others = "".join(f", {subjects[split]} {what}" for split, what in told.items() if split in subjects)
     rows = {
         "run": f"{task.name} ({where[place.state]}) in {task.run_dir}",
-        "data": f"{shards.uri}: {train} subjects to train on"
-        + (f" (all folds but {config.data.fold})" if config.data.fold is not None else "")
-        + f"; {held_out or 'nobody held out'}; {shards.index.num_rows} sessions, voxels {spacing}, "
-        f"{channels}",
+        "data": f"{shards.uri}: {train} subjects to train on{others}, {shards.index.num_rows} sessions, "
+        f"voxels {spacing}, {channels}",
         "manifest": meta.manifest_hash,
         "network": f"{config.model.size} ({config.model.merging} merging), {config.model.objective}, "
         f"crop {crop}, intensity {config.data.intensity}, frame {config.data.frame}",
@@ -81,7 +80,7 @@ def _step_line(task: TrainTask, cost: Mapping[str, float], groups_per_worker: in
         f" = {cost['views_per_step']:.0f} views" if cost["views_per_step"] != cost["crops_per_step"] else ""
     )
     return (
-        f"{config.data.groups_per_step} group(s) = {cost['crops_per_step']:.0f} crops{views} of "
+        f"{config.data.groups_per_step} groups = {cost['crops_per_step']:.0f} crops{views} of "
         f"{cost['subjects_per_step']:.0f} subjects; {config.cluster.workers} worker(s), "
         f"{groups_per_worker} group(s) each, {config.optim.precision}"
     )

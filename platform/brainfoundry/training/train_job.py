@@ -45,7 +45,7 @@ def train_job(config: TrainConfig, ensure_demo: Callable[..., str]) -> None:
         if config.preset != "demo":
             raise ConfigError(
                 f"preset {config.preset} needs a shard set",
-                fix="make one with a prepare job (jobs/prepare_*.py) and name it with --data.shards",
+                fix="make one with a prepare job (jobs/prepare_ukb.py, ...), name it with --data.shards",
             )
         shards_uri = ensure_demo(Path(paths.home()) / "demo", make=not config.dry_run)
     shards = ShardSet.open(shards_uri)
