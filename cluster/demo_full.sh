@@ -34,7 +34,7 @@ submit jobs/pretrain_brats.py --preset demo --name full-2 --data.shards "$full/b
 
 step "6/8 stage 3: fine-tuning with the decoder, validated beside the training"
 submit jobs/finetune_brats.py --preset demo --name full-3 --data.shards "$full/brats-shards" \
-    --init.checkpoint "$BRAINFOUNDRY_HOME/pretrain/full-2"
+    --init.checkpoint "$BRAINFOUNDRY_HOME/pretrain/full-2" --optim.steps 320
 
 step "7/8 the test cases, which no stage has seen: scores, and pictures of the worst and the best"
 submit jobs/evaluate.py --checkpoints "$BRAINFOUNDRY_HOME/finetune/full-3" --shards "$full/brats-shards" \
