@@ -13,9 +13,9 @@ class Trainer(TorchTrainer):
     """`TorchTrainer` that leaves out Ray Train's `PlacementGroupCleaner` where there is no dashboard.
 
     That actor asks the dashboard every second whether the run's controller lives, and takes the workers'
-    resources away if not. A private session has no dashboard, so it complains every second, or asks the one
-    of another cluster on this host, which knows no such controller: then it ends a healthy run (seen with Ray
-    2.60). A private session ends with its driver, and nothing is left to clean.
+    resources away if not. A private session has no dashboard, so it complains every second; once, with Ray
+    2.60 and another cluster on the host, it called a live controller dead and ended a healthy run (probably
+    it had asked the other's dashboard). A private session ends with its driver: nothing is left to clean.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
