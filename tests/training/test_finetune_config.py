@@ -84,3 +84,14 @@ def test_a_run_in_epochs_keeps_the_steps_it_began_with(tmp_path: Path) -> None:
     assert in_steps(longer, str(tmp_path), "m", 999).optim.steps == 99_900
     assert in_steps(replace(config, resume="never"), str(tmp_path), "m", 999).optim.steps == 74_925
     assert in_steps(BRATS_DEMO, str(tmp_path), "m", 7).optim == BRATS_DEMO.optim
+
+
+def test_only_what_is_counted_in_epochs_is_kept(tmp_path: Path) -> None:
+    config = replace(BRATS["paper"], name="r", storage=str(tmp_path))  # steps, and a warm-up in epochs
+    first = in_steps(config, str(tmp_path), "m", 1_000)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text(to_yaml(first))
+    longer = replace(config, optim=replace(config.optim, steps=60_000))
+    again = in_steps(longer, str(tmp_path), "m", 999)
+    assert again.optim.steps == 60_000  # as asked: the checkpoint's card then has its say
+    assert again.optim.warmup == first.optim.warmup == 12_500

@@ -19,6 +19,12 @@ from brainfoundry.training.config import TrainConfig
 # What does not change the numbers may differ between the attempts of one run.
 _NOT_IDENTITY = ("name", "storage", "resume", "dry_run", "cluster", "keep", "tracking")
 _NOT_IDENTITY_OF_DATA = ("guard", "allow_leak")
+# What may be given in epochs: section, field, and the field in steps that it decides.
+_IN_EPOCHS = (
+    ("optim", "epochs", "steps"),
+    ("optim", "warmup_epochs", "warmup"),
+    ("keep", "validate_epochs", "validate_every"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ def default_name(config: TrainConfig, manifest_hash: str) -> str:
 def in_steps(config: TrainConfig, storage: str, manifest_hash: str, n_subjects: int) -> TrainConfig:
     """The configuration under the name of its run, with epochs turned into steps.
 
-    Once: a run that goes on keeps the steps it began with, also where people have withdrawn since.
+    Once: a run that goes on keeps what epochs came to when it began, also where people have withdrawn since.
 
     Args:
         manifest_hash: `identity_hash` of the shard set.
@@ -69,13 +75,12 @@ def in_steps(config: TrainConfig, storage: str, manifest_hash: str, n_subjects: 
     if fresh == replace(config, name=name) or config.resume == "never" or not files.exists(where):
         return fresh
     began = yaml.safe_load(files.read_bytes(where))
-    for section, names in (("optim", ("epochs", "warmup_epochs")), ("keep", ("validate_epochs",))):
-        if any(began[section].get(n) != getattr(getattr(config, section), n, None) for n in names):
-            return fresh
-    optim = replace(fresh.optim, **{n: began["optim"][n] for n in ("steps", "warmup")})
-    return replace(
-        fresh, optim=optim, keep=replace(fresh.keep, validate_every=began["keep"]["validate_every"])
-    )
+    for section, counted, name_in_steps in _IN_EPOCHS:
+        epochs = getattr(getattr(config, section), counted, None)
+        if epochs is not None and began[section].get(counted) == epochs:
+            kept = {name_in_steps: began[section][name_in_steps]}
+            fresh = replace(fresh, **{section: replace(getattr(fresh, section), **kept)})
+    return fresh
 
 
 def find_place(config: TrainConfig, storage: str, manifest_hash: str) -> RunPlace:
