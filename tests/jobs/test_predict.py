@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
 
-from brainfoundry.core.job import run_job
 from brainfoundry.training import checkpoint
 from tests.cohorts.layouts import needs_real_scans
+from tests.jobs.in_process import Run, load_job, runner
 from tests.prediction.builders import ATLAS_TASK, BRATS, brain, card, put, put_case, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,28 +26,13 @@ JOB = ROOT / "jobs" / "predict.py"
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict_job", JOB)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-Run = Callable[..., tuple[int, str, str]]
+    return load_job("predict")
 
 
 @pytest.fixture
 def run(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> Run:
     """The job in this process: exit status, stdout, stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            run_job(job.PredictConfig, job.main, description=job.__doc__, argv=[str(a) for a in argv])
-        shown = capsys.readouterr()
-        return int(stop.value.code or 0), shown.out, shown.err
-
-    return call
+    return runner(job, job.PredictConfig, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,10 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from brainfoundry.core.job import run_job
 from brainfoundry.store.convert import convert, inline
 from brainfoundry.store.shard_task import ConvertSpec
 from tests.browser import render
+from tests.jobs.in_process import Run, load_job, runner
 from tests.quality.builders import MM, SLICES, Image, brain, cohort, lesion, session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,28 +26,13 @@ BRATS = {"FLAIR": "flair", "T1ce": "t1ce", "T1w": "t1", "T2w": "t2"}
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("verify_job", ROOT / "jobs" / "verify.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-Run = Callable[..., tuple[int, str, str]]
+    return load_job("verify")
 
 
 @pytest.fixture
 def run(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> Run:
     """The job in this process: exit status, stdout, stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            run_job(job.VerifyConfig, job.main, description=job.__doc__, argv=[str(a) for a in argv])
-        shown = capsys.readouterr()
-        return int(stop.value.code or 0), shown.out, shown.err
-
-    return call
+    return runner(job, job.VerifyConfig, capsys)
 
 
 def findings(out: Path) -> list[dict[str, str]]:

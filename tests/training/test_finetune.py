@@ -24,10 +24,11 @@ from brainfoundry.training.launch import train
 from brainfoundry.training.resolve import resolve_task
 from brainfoundry.training.runs import find_place
 from brainfoundry.training.task import TrainTask
-from brainfoundry.training.verdicts import judged_steps, read_verdict
+from brainfoundry.training.verdicts import read_verdict
 from tests.training.labelled import configuration
 from tests.training.test_resolve import parent
 from tests.training.test_resume import train_workers, when_saved
+from tests.training.test_verdicts import judged_steps
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,13 @@ import uuid
 
 import pytest
 
-from brainfoundry.training.verdicts import Verdict, judged_steps, read_verdict, verdict_of, write_verdict
+from brainfoundry.core import files
+from brainfoundry.training.verdicts import Verdict, read_verdict, verdict_of, write_verdict
+
+
+def judged_steps(folder: str) -> list[int]:
+    """Steps that have a verdict, ascending."""
+    return sorted(int(name[5:13]) for name in files.list_names(folder))
 
 
 def test_means_leave_out_what_is_undefined() -> None:

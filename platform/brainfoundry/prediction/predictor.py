@@ -6,7 +6,6 @@ import tempfile
 import threading
 import time
 import traceback
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from brainfoundry.cohorts.rows import Scan
 from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError, ConfigError, DataError
-from brainfoundry.core.remote import StorageError
 from brainfoundry.inference.geometry import CaseVolume, Space, load_case
 from brainfoundry.inference.volume import entropy, predict_probabilities, window_box
 from brainfoundry.inference.windows import WindowSpec, window_starts
@@ -28,6 +26,7 @@ from brainfoundry.prediction.models import Model, space_of
 from brainfoundry.prediction.outputs import Outputs
 from brainfoundry.prediction.preprocess import preprocess
 from brainfoundry.quality.session import open_shards, where
+from brainfoundry.store.source import read_scan
 from brainfoundry.tasks import load_task
 from brainfoundry.training.volumes import load_segmenter
 
@@ -126,7 +125,7 @@ def _fetch(case: Case, scan: Scan, folder: Path, *, local: bool) -> str:
         uri, shard, row = case.stored
         data = open_shards(uri).nifti_bytes(shard, row, scan.modality)
     elif scan.member:
-        data = _unzip(scan, case.name)
+        data = read_scan(scan, case.name)
     elif local and not files.is_local(scan.uri):
         data = files.read_bytes(scan.uri)
     else:
@@ -135,23 +134,6 @@ def _fetch(case: Case, scan: Scan, folder: Path, *, local: bool) -> str:
     copy = folder / f"{scan.modality}.nii{'.gz' if packed else ''}"
     copy.write_bytes(data)
     return str(copy)
-
-
-def _unzip(scan: Scan, subject: str) -> bytes:
-    try:
-        fs, path = files.filesystem(scan.uri)
-        with fs.open_input_file(path) as handle, zipfile.ZipFile(handle) as archive:
-            info = archive.getinfo(scan.member)
-            if (info.file_size, info.CRC) == (scan.size, scan.crc32):
-                return archive.read(info)  # holds it against its CRC-32
-        problem = "file has changed since the intake: other size or CRC-32 in the zip's directory"
-    except StorageError:
-        raise
-    except Exception as error:  # zipfile raises many kinds on damage
-        problem = f"cannot be read: {error}"
-    raise DataError(
-        problem, file=where(scan), subject=subject, fix="deliver it again, and run the intake anew"
-    )
 
 
 def count_windows(volume: CaseVolume, spec: WindowSpec) -> int:

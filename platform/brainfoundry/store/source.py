@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,21 +34,49 @@ def load_scan(scan: Scan, subject: str) -> Volume:
         ScanError: with the reason code, whatever the bytes are.
         StorageError: the storage does not answer; nothing is known of the scan.
     """
-    where = f"{scan.uri}:{scan.member}" if scan.member else scan.uri
-    try:
-        packed = _read_member(scan, where, subject) if scan.member else _read_plain(scan, where, subject)
+    where = _where(scan)
+    with _told(where, subject):
+        packed = _read(scan, subject)
         voxels = int(np.prod(scan.shape)) * np.dtype(scan.dtype).itemsize
         data = gunzip(packed, voxels + _SLACK, file=where, subject=subject) if packed[:2] == _GZIP else packed
         volume = decode_nifti(data, modality=scan.modality, file=where, subject=subject)
-    except (ScanError, StorageError):  # storage that is down says nothing about the scan
-        raise
-    except Exception as error:  # zipfile, isal and pyarrow raise many kinds; none may cost more than this row
-        problem = f"cannot be read: {error or type(error).__name__}"
-        raise DamagedData(problem, file=where, subject=subject, fix="deliver it again") from error
     found = (volume.header.shape, volume.header.dtype)
     if found != (scan.shape, scan.dtype):
         raise _changed(f"it was {scan.shape} {scan.dtype} and is {found[0]} {found[1]}", where, subject)
     return volume
+
+
+def read_scan(scan: Scan, subject: str) -> bytes:
+    """The bytes of one scan as they lie there, gzipped or not, held against the intake's size and CRC-32.
+
+    Raises:
+        ScanError: with the reason code.
+        StorageError: the storage does not answer; nothing is known of the scan.
+    """
+    with _told(_where(scan), subject):
+        return _read(scan, subject)
+
+
+@contextmanager
+def _told(where: str, subject: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a ScanError: zipfile, isal and pyarrow raise many kinds, and none may
+    cost more than this scan."""
+    try:
+        yield
+    except (ScanError, StorageError):  # storage that is down says nothing about the scan
+        raise
+    except Exception as error:
+        problem = f"cannot be read: {error or type(error).__name__}"
+        raise DamagedData(problem, file=where, subject=subject, fix="deliver it again") from error
+
+
+def _where(scan: Scan) -> str:
+    return f"{scan.uri}:{scan.member}" if scan.member else scan.uri
+
+
+def _read(scan: Scan, subject: str) -> bytes:
+    read = _read_member if scan.member else _read_plain
+    return read(scan, _where(scan), subject)
 
 
 def _changed(how: str, where: str, subject: str) -> DamagedData:

@@ -20,8 +20,6 @@ from brainfoundry.training.validation_task import row_of
 from brainfoundry.training.verdicts import Verdict, read_verdict, verdict_of, verdict_uri, write_verdict
 from brainfoundry.training.volumes import VolumeSpec, score_sessions
 
-_LOOK_S = 0.5
-"""Between two looks for a verdict at the end of a run."""
 _MOST_WAITING = 3
 """Checkpoints without a verdict beyond which a validation is left out: each is kept with its whole state."""
 
@@ -142,5 +140,4 @@ class VolumeValidator:
         if not self.waiting:
             return []
         ray.train.get_all_reported_checkpoints()  # returns when every validation has ended, however
-        time.sleep(_LOOK_S if not files.is_local(self.task.verdicts) else 0.0)
         return self.verdicts()

@@ -39,16 +39,19 @@ class Validation:
         reporter: Reporter | None,
         writer: CheckpointWriter | None,
     ) -> None:
-        self.task, self.engine, self.shards = task, engine, shards
+        self.task, self.engine = task, engine
         self.receipt, self.reporter, self.writer = receipt, reporter, writer
         self.metrics: dict[str, float] = {}
         """The newest."""
         self._crops: Validator | None = None
         self._volumes: VolumeValidator | None = None
+        if task.validation is None:
+            return
+        held_out = Plan.from_index(shards.index, task.validation)
+        self._plan_hash = held_out.hash
         if task.volumes is not None:
             self._volumes = VolumeValidator(task, rank=rank, world=world)
-        elif task.validation is not None:
-            held_out = Plan.from_index(shards.index, task.validation)
+        else:
             groups = task.validation_groups
             self._crops = Validator(shards, held_out, task.channels, groups=groups, rank=rank, world=world)
 
@@ -86,14 +89,13 @@ class Validation:
         if self._crops is not None:
             self.metrics = self._crops.losses(self.engine)
             if self.reporter:
-                self.receipt.validated(done, self._crops.plan.hash, self.task.validation_groups)
+                self.receipt.validated(done, self._plan_hash, self.task.validation_groups)
                 shown = self._crops.pictures(self.engine, self.task.config.keep.pictures)
                 self.reporter.validation(done, self.metrics, shown)
             return self.metrics
         assert self._volumes is not None
-        if self.reporter and self.task.validation is not None:
-            held_out = Plan.from_index(self.shards.index, self.task.validation)
-            self.receipt.validated(done, held_out.hash, self.task.validation_groups)
+        if self.reporter:
+            self.receipt.validated(done, self._plan_hash, self.task.validation_groups)
         if self._volumes.beside:
             asked = self._volumes.ask(done, always=done == self.task.config.optim.steps)
             if asked and self.writer:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from brainfoundry.core import files
-
-_NAME = re.compile(r"step-(\d{8})\.json$")
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,3 @@ def read_verdict(folder: str, step: int) -> Verdict | None:
     value = files.read_json(uri)
     rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in value["rows"]]
     return Verdict(value["step"], value["metrics"], rows, value["seconds"], value["problem"])
-
-
-def judged_steps(folder: str) -> list[int]:
-    """Steps that have a verdict, ascending."""
-    found = (_NAME.match(name) for name in files.list_names(folder))
-    return sorted(int(match.group(1)) for match in found if match)
