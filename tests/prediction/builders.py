@@ -11,10 +11,11 @@ import nibabel
 import numpy as np
 import torch
 
-from brainfoundry.models import EncoderSpec, build_segmenter
+from brainfoundry.models import EncoderSpec
 from brainfoundry.prediction.config import PredictConfig
 from brainfoundry.prediction.models import find_models, window_of
 from brainfoundry.prediction.predictor import Job
+from brainfoundry.tasks.segmentation import NetworkSpec
 from brainfoundry.training import checkpoint
 from brainfoundry.training.card import Card
 
@@ -44,7 +45,8 @@ def save_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> str:
     """A run's folder with one checkpoint of a network at random; returns its URI."""
     made = card(**changes)
     torch.manual_seed(seed)
-    network = build_segmenter(EncoderSpec.from_dict(made.encoder), len(made.task["regions"]))
+    spec = NetworkSpec(family=made.family, options=made.family_options, crop=made.crop)
+    network = spec.build(EncoderSpec.from_dict(made.encoder), len(made.task["regions"]))
     return checkpoint.save(str(folder / "checkpoints"), made, network.state_dict(), {})
 
 

@@ -316,7 +316,7 @@ def test_groups_with_absent_modalities_are_the_mean_of_each_alone() -> None:
     assert alone[2]["reconstruction"] == 0 and all(torch.isfinite(v) for v in whole.values())
 
 
-SECOND = """
+ANOTHER = """
 from dataclasses import dataclass
 import torch
 from torch import nn
@@ -328,8 +328,10 @@ class Settings:
 class Objective:
     Config = Settings
     loss_names = ("masked",)
+    views_per_crop = 1
     def __init__(self, config=None): self.config = config or Settings()
     def check_crop(self, crop): pass
+    def check_group(self, crops_per_group): pass
     def network(self, encoder): return nn.Conv3d(encoder.in_channels, encoder.in_channels, 1)
     def loss(self, network, x, seeds, crops_per_group, *, present_NC=None):
         masked = (network(x) - x).abs().mean()
@@ -339,11 +341,11 @@ class Objective:
 """
 
 
-def test_a_second_objective_joins_as_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "masked_toy.py").write_text(SECOND)
+def test_another_objective_joins_as_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "masked_toy.py").write_text(ANOTHER)
     monkeypatch.setattr(brainfoundry.pretext, "__path__", [*brainfoundry.pretext.__path__, str(tmp_path)])
     try:
-        assert available() == sorted([NAME, "masked_toy"])
+        assert available() == sorted([NAME, "masked_autoencoder", "masked_toy"])
         found = load_objective("masked_toy")
         pretext = found(found.Config(share=0.25))
         assert isinstance(pretext, Objective)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from brainfoundry.cohorts.few_shot import few_shot_recipe
 from brainfoundry.cohorts.manifest import read_manifest, rewrite_manifest
+from brainfoundry.cohorts.splits import record_of
 from brainfoundry.store.convert import convert, inline
+from brainfoundry.store.meta import manifest_uri
+from brainfoundry.store.resplit import resplit
 from brainfoundry.store.shard_task import ConvertSpec
 from brainfoundry.training.finetune_config import FinetuneConfig
 from brainfoundry.training.presets_finetune import BRATS_DEMO
@@ -47,6 +52,16 @@ def make_labelled(folder: Path) -> str:
     spec = ConvertSpec(min_slices=10, rows_per_shard=4)
     convert(read_manifest(str(folder / "split.parquet")), str(folder / "shards"), spec, executor=inline)
     return str(folder / "shards")
+
+
+def with_shares(shards: str, folder: Path) -> str:
+    """A copy of a shard set, with few-shot subsets of 50 % of its training subjects, in two draws."""
+    uri = str(folder / "shares")
+    shutil.copytree(shards, uri)
+    parts = {row.subject: (row.split, row.fold) for row in read_manifest(manifest_uri(uri)).rows()}
+    recipe = few_shot_recipe(shares=(50, 100), draws=2)
+    resplit(uri, parts, {**record_of(parts, {"method": "conversion"}), "few_shot": recipe})
+    return uri
 
 
 def configuration(storage: Path, shards: str, **changes: Any) -> FinetuneConfig:

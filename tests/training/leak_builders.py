@@ -54,8 +54,14 @@ def make_set(
     split: Mapping[str, str] | None = None,
     fold: Mapping[str, int] | None = None,
     level: int = 6,
+    sex: Mapping[str, str] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> ShardSet:
-    """Convert T1w images by subject, split and folds assigned beforehand (default: all train)."""
+    """Convert T1w images by subject, split and folds assigned beforehand (default: all train).
+
+    Args:
+        recipe: of few-shot subsets.
+    """
     source = folder / "source"
     source.mkdir(parents=True)
     field = FIELDS["T1w"]
@@ -69,11 +75,13 @@ def make_set(
             cohort=cohort,
             split=(split or {}).get(row.subject, "train"),
             fold=(fold or {}).get(row.subject),
+            sex=(sex or {}).get(row.subject, row.sex),
         )
         for row in found.rows()
     ]
     uri = str(folder / "intake.parquet")
-    write_manifest(uri, rows, replace(found.meta, cohort=cohort))
+    splits = {"few_shot": dict(recipe)} if recipe else {}
+    write_manifest(uri, rows, replace(found.meta, cohort=cohort, splits=splits))
     convert(read_manifest(uri), str(folder / "set"), ConvertSpec(min_slices=10), executor=inline)
     return ShardSet.open(str(folder / "set"))
 

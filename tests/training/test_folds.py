@@ -10,7 +10,8 @@ import pytest
 
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.store.reader import ShardSet
-from brainfoundry.stream.plan import INDEX_COLUMNS, Plan, PlanSpec
+from brainfoundry.stream.plan import Plan, PlanSpec
+from brainfoundry.stream.sessions import INDEX_COLUMNS
 from brainfoundry.training.receipt_log import write_plan
 from brainfoundry.training.receipt_read import read_receipt
 from brainfoundry.training.seen import own_scans

@@ -35,7 +35,8 @@ def announce(job: Job, source: Source) -> None:
     template = card.space or "scanner"
     window = "x".join(map(str, o.window))
     rows = [("input", f"{source.kind}, {len(source.cases):,} cases: {source.uri}")]
-    rows += [("network", f"{m.card.size}, run {m.card.run}, step {m.card.step}: {m.uri}") for m in job.models]
+    cards = [(m.card, m.uri) for m in job.models]
+    rows += [("network", f"{c.label}, run {c.run}, step {c.step}: {uri}") for c, uri in cards]
     rows += [
         ("task", f"{card.task['name']} ({card.task['scheme']}): {', '.join(card.task['regions'])}"),
         ("scans", f"{', '.join(card.modalities)}; voxels {spacing}; {template} space; "

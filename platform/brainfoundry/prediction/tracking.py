@@ -9,7 +9,7 @@ from brainfoundry.prediction.predictor import Job
 from brainfoundry.prediction.run import Result
 from brainfoundry.prediction.sources import Source
 from brainfoundry.training.config import TrackingOptions
-from brainfoundry.training.tracking.tags import run_tags
+from brainfoundry.training.tracking.tags import asked_tags, run_tags
 from brainfoundry.training.tracking.tracker import Tracker
 from brainfoundry.training.tracking.uri import resolve_uri
 
@@ -33,11 +33,12 @@ def track(job: Job, source: Source, result: Result, options: TrackingOptions) ->
         run_name=job.out.rstrip("/").rpartition("/")[2] or name,
         run_key=job.out,
         tags={
-            **run_tags(), "stage": "predict", "input": source.uri, "input_kind": source.kind, "out": job.out,
+            **asked_tags(options.parent, options.tags), **run_tags(), "stage": "predict",
+            "input": source.uri, "input_kind": source.kind, "out": job.out,
             "checkpoints": ", ".join(model.uri for model in job.models),
             "cards": ", ".join(model.sha256[:12] for model in job.models),
         },
-        params={"task": card.task["name"], "size": card.size, "networks": len(job.models), **o.to_dict()},
+        params={"task": card.task["name"], "size": card.label, "networks": len(job.models), **o.to_dict()},
     )  # fmt: skip
     values: dict[str, float] = {
         "cases": len(result.outcomes),

@@ -31,11 +31,17 @@ class Objective(Protocol):
     """The `Config` in force; it goes on the checkpoint's card."""
     loss_names: tuple[str, ...]
     """Names of the parts of the loss, without the total."""
+    views_per_crop: int
+    """How often a crop goes through the network in a step, for estimates of cost."""
 
     def __init__(self, config: Any = None) -> None: ...
 
     def check_crop(self, crop: Sequence[int]) -> None:
         """Refuse a crop that the objective cannot use: a `ConfigError` naming the nearest valid sizes."""
+        ...
+
+    def check_group(self, crops_per_group: int) -> None:
+        """Refuse groups of too few crops: a `ConfigError`."""
         ...
 
     def network(self, encoder: EncoderSpec) -> nn.Module:

@@ -94,6 +94,7 @@ class Objective:
 
     Config = InpaintRotateContrastConfig
     loss_names: tuple[str, ...] = ("rotation", "contrast", "reconstruction")
+    views_per_crop = 2
 
     def __init__(self, config: InpaintRotateContrastConfig | None = None) -> None:
         self.config = config or InpaintRotateContrastConfig()
@@ -101,6 +102,14 @@ class Objective:
     def check_crop(self, crop: Sequence[int]) -> None:
         """Refuse a crop that the network, the rotation or the cutout cannot take (ConfigError)."""
         self.config.cutout().check_crop(check_crop(crop, min_tokens=2, square=True))
+
+    def check_group(self, crops_per_group: int) -> None:
+        """Refuse a group without negatives (ConfigError)."""
+        if crops_per_group < 2:
+            raise ConfigError(
+                "a group of one crop has nothing to contrast with",
+                fix="raise --data.subjects-per-group or --data.crops-per-subject",
+            )
 
     def network(self, encoder: EncoderSpec) -> SSLNetwork:
         """The encoder with its three heads."""

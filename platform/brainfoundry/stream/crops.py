@@ -23,7 +23,8 @@ from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.store.meta import LABEL
 from brainfoundry.stream.foreground import corner_around, foreground_draws, pick_voxel
 from brainfoundry.stream.frames import frame_bounds, inside_volume
-from brainfoundry.stream.plan import CROP_METADATA, FOREGROUND_METADATA, triples
+from brainfoundry.stream.plan import CROP_METADATA, FOREGROUND_METADATA
+from brainfoundry.stream.sessions import triples
 
 # Per channel and crop, float32, in the order of CropBatch's fields.
 SCAN_NUMBERS = ("slope", "inter", "zero_code", "mean", "sd")

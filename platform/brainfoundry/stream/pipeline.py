@@ -27,6 +27,7 @@ from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.crops import CropReader, ScanTable, one_array, read_crops
 from brainfoundry.stream.plan import Plan, PlanSpec
+from brainfoundry.stream.sessions import subset_of
 
 ReaderFactory = Callable[[str], CropReader]
 
@@ -147,7 +148,8 @@ class _Fetch:
     def _open(self) -> None:
         # Not in the constructor: of an error there Ray passes on only the text of a traceback.
         self._reader = self._open_reader(self._share.shards)
-        self._plan = Plan.from_index(self._reader.index, self._share.spec)
+        subset = subset_of(self._share.shards, self._share.spec)
+        self._plan = Plan.from_index(self._reader.index, self._share.spec, subset)
         if self._share.plan_hash not in (None, self._plan.hash):
             # An actor that Ray started anew, after a withdrawal or a new split, must not mix two plans.
             raise DataError(

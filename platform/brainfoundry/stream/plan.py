@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64, key_of
 from brainfoundry.store.reader import ShardSet
-from brainfoundry.stream.folds import split_view
 from brainfoundry.stream.frames import FRAMES, Frame, draw_corners, frame_bounds
 from brainfoundry.stream.order import Visits
+from brainfoundry.stream.sessions import eligible, in_order, subset_of, triples
 
 # Part of `Plan.hash`: to be raised when the same spec and index would give other rows.
 PLAN_VERSION = 1
@@ -47,11 +47,9 @@ CROP_METADATA = b"brainfoundry.crop"
 # Likewise, where there are foreground crops: their share, and the frame in which they are placed.
 FOREGROUND_METADATA = b"brainfoundry.foreground"
 
-INDEX_COLUMNS = ["subject", "session", "split", "shard", "row", "shape", "box_lo", "box_hi"]
-
 _CROP = key_of("stream.crop")
 # Fields of `PlanSpec` that came after the first plans were hashed.
-_LATER = ("fold", "labelled", "foreground")
+_LATER = ("fold", "labelled", "foreground", "share", "draw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +77,17 @@ class PlanSpec:
     foreground: float = 0.0
     """Share of crops centred on a lesion's voxel (nnU-Net: 0.33). The others are uniform in the frame, as are
     all crops of a session whose mask is empty."""
+    share: float = 100.0
+    """Per cent of the training subjects to visit: a few-shot subset by the shard set's recipe; 100: all."""
+    draw: int = 0
+    """Which of the recipe's draws; always 0 where all are visited."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "crop", tuple(int(c) for c in self.crop))
         object.__setattr__(self, "foreground", float(self.foreground))
+        object.__setattr__(self, "share", float(self.share))
+        if self.share == 100:
+            object.__setattr__(self, "draw", 0)
         if len(self.crop) != 3 or min(self.crop) < 1:
             raise ConfigError(
                 f"crop {self.crop} is not three positive sizes", fix="give e.g. 96 96 96 voxels"
@@ -92,6 +97,8 @@ class PlanSpec:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix=f"set {name} to at least 1")
         if self.frame not in FRAMES:
             raise ConfigError(f"unknown frame {self.frame!r}", fix=f"choose one of {', '.join(FRAMES)}")
+        if not 0 < self.share <= 100:
+            raise ConfigError(f"share is {self.share:g}", fix="give per cent above 0, up to 100")
         if not 0 <= self.foreground <= 1:
             raise ConfigError(f"foreground is {self.foreground}", fix="give a share of crops from 0 to 1")
         if self.foreground and not self.labelled:
@@ -149,7 +156,7 @@ class Plan:
     """
 
     def __init__(self, sessions: pa.Table, spec: PlanSpec, *, source: str = "the index") -> None:
-        table = _in_order(sessions, source)
+        table = in_order(sessions, source)
         self.spec = spec
         self._subject = table["subject"].combine_chunks()
         self._session = table["session"].combine_chunks()
@@ -169,20 +176,21 @@ class Plan:
             )
 
     @classmethod
-    def open(cls, shards_uri: str, spec: PlanSpec) -> Plan:
-        """The plan over a shard set: reads its index, no shard.
+    def open(cls, shards: str | ShardSet, spec: PlanSpec) -> Plan:
+        """The plan over a shard set, or the one at a URI: reads its index, no shard.
 
         Raises:
             DataError: no whole shard set there, or one of another version.
-            ConfigError: no eligible subject, or fewer than a group takes.
+            ConfigError: no eligible subject, fewer than a group takes, or no few-shot subset of that share.
         """
-        shards = ShardSet.open(shards_uri)
-        return cls(eligible(shards.index, spec, shards.uri), spec, source=shards.uri)
+        opened = ShardSet.open(shards) if isinstance(shards, str) else shards
+        subset = subset_of(opened, spec)
+        return cls(eligible(opened.index, spec, opened.uri, subset), spec, source=opened.uri)
 
     @classmethod
-    def from_index(cls, index_table: pa.Table, spec: PlanSpec) -> Plan:
-        """The plan over an index already in memory (`ShardSet.index`)."""
-        return cls(eligible(index_table, spec), spec)
+    def from_index(cls, index_table: pa.Table, spec: PlanSpec, subset: Collection[str] | None = None) -> Plan:
+        """The plan over an index already in memory (`ShardSet.index`), with `subset_of` the shard set."""
+        return cls(eligible(index_table, spec, subset=subset), spec)
 
     @property
     def n_subjects(self) -> int:
@@ -298,75 +306,3 @@ class Plan:
         if spec.foreground:
             metadata[FOREGROUND_METADATA] = json.dumps([spec.foreground, spec.frame])
         return pa.Table.from_arrays(columns, schema=PLAN_SCHEMA.with_metadata(metadata))
-
-
-def triples(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, 3) int64 of a list<int32>[3] column, whether its lists are of fixed or variable size."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if flat.size != 3 * len(column):
-        raise DataError(
-            "index holds a shape, box or corner that is not three numbers", fix="convert the cohort again"
-        )
-    return flat.astype(np.int64).reshape(-1, 3)
-
-
-def eligible(index: pa.Table, spec: PlanSpec, source: str = "the index") -> pa.Table:
-    """`INDEX_COLUMNS` of the sessions that a plan visits, in the index's order.
-
-    Raises:
-        DataError: the index lacks a column that the spec needs.
-        ConfigError: nobody is eligible.
-    """
-    needed = [
-        *INDEX_COLUMNS,
-        *(["fold"] if spec.fold is not None else []),
-        *(["has_label"] if spec.labelled else []),
-    ]
-    _check_columns(index, needed, source)
-    view = split_view(index.select(needed), spec.fold, source=source)
-    table = view.filter(pc.equal(view["split"], spec.split))
-    if table.num_rows == 0:
-        splits = sorted({s for s in view["split"].unique().to_pylist() if s})
-        raise ConfigError(
-            f"no eligible subject in split {spec.split!r}",
-            file=source,
-            fix=f"choose one of the splits {', '.join(splits)}"
-            if splits
-            else "convert a cohort with subjects",
-        )
-    if spec.labelled:
-        table = table.filter(table["has_label"])
-        if table.num_rows == 0:
-            raise ConfigError(
-                f"no session of split {spec.split!r} has a mask",
-                file=source,
-                fix="convert the cohort with its masks (--labels required)",
-            )
-    return table.select(INDEX_COLUMNS)
-
-
-def _check_columns(table: pa.Table, needed: list[str], source: str) -> None:
-    missing = [name for name in needed if name not in table.column_names]
-    if missing:
-        raise DataError(
-            f"index lacks the columns {', '.join(missing)}", file=source, fix="convert the cohort again"
-        )
-
-
-def _in_order(sessions: pa.Table, source: str) -> pa.Table:
-    """Sessions ascending in (subject, session), each there once."""
-    _check_columns(sessions, INDEX_COLUMNS, source)
-    table = sessions.select(INDEX_COLUMNS)
-    for name in ("subject", "session"):
-        table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
-    table = table.sort_by([("subject", "ascending"), ("session", "ascending")])
-    pairs = table.group_by(["subject", "session"]).aggregate([([], "count_all")])
-    if pairs.num_rows != table.num_rows:
-        twice = pairs.filter(pc.greater(pairs["count_all"], 1))
-        raise DataError(
-            "index holds the same session more than once",
-            file=source,
-            subject=twice["subject"][0].as_py(),
-            fix="convert the cohort again",
-        )
-    return table

@@ -1,4 +1,4 @@
-"""The supervised objective: SwinUNETR on labelled crops, for any task, in the shape of a pretext objective.
+"""The supervised objective: a network on labelled crops, for any task, in the shape of a pretext objective.
 
 The engine that trains pretext objectives trains this one; it only has to hand over the crops' labels. Which
 labels make which region is the task's (`tasks.base`), what is done to a crop before is `tasks.augment`, what
@@ -7,15 +7,16 @@ a wrong answer costs is `tasks.losses`. A network in eval mode is shown the crop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from monai.networks.nets import SwinUNETR
 from torch import nn
 
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.models import EncoderSpec, build_segmenter, check_crop
+from brainfoundry.models.families import load_family
 from brainfoundry.tasks.augment import AugmentConfig, augment
 from brainfoundry.tasks.base import load_task
 from brainfoundry.tasks.losses import RegionLoss, hard_dice
@@ -45,32 +46,69 @@ class SegmentationConfig(AugmentConfig):
         RegionLoss(self.loss)
 
 
+SWINUNETR = "swinunetr"
+"""The family whose encoder a pretraining run hands over; built from an `EncoderSpec`, not from options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """Which network segments: its family, and what that family needs to know."""
+
+    family: str = SWINUNETR
+    """A file of brainfoundry.models.families."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The family's; those left out are at their default. SwinUNETR has none here."""
+    crop: tuple[int, int, int] = (96, 96, 96)
+    """The crop it is trained on."""
+
+    def check_crop(self, crop: Sequence[int]) -> None:
+        """Refuse a crop that the network cannot take (ConfigError).
+
+        Of SwinUNETR one bottleneck token is too few: its deepest block normalises over them.
+        """
+        if self.family == SWINUNETR:
+            check_crop(crop, min_tokens=2)
+        else:
+            load_family(self.family).check_crop(crop)
+
+    def build(self, encoder: EncoderSpec, regions: int) -> nn.Module:
+        """A freshly initialised network with one map a region.
+
+        Args:
+            encoder: SwinUNETR's; the others take the number of input channels from it, and no more.
+        """
+        if self.family == SWINUNETR:
+            return build_segmenter(encoder, regions)
+        return load_family(self.family).build(encoder.in_channels, regions, self.crop, self.options)
+
+
 class Objective:
     """Segmentation of a task's regions: see the module's docstring, and `pretext.base.Objective`.
 
     Its loss names are the parts of the loss (`dice_loss`, and `ce_loss` where there is one), whose sum is the
     total, and `dice_<region>`, the batch's Dice at probability 0.5.
+
+    Args:
+        spec: the network. It is no part of `config`: the checkpoint's card has fields of its own for it.
     """
 
     Config = SegmentationConfig
 
-    def __init__(self, config: SegmentationConfig | None = None) -> None:
+    def __init__(self, config: SegmentationConfig | None = None, spec: NetworkSpec | None = None) -> None:
         self.config = config or SegmentationConfig()
+        self.spec = spec or NetworkSpec()
         self.task = load_task(self.config.task)
         self._loss = RegionLoss(self.config.loss, squared=self.config.squared)
         self._dice_names = tuple(f"dice_{region.name}" for region in self.task.regions)
         self.loss_names: tuple[str, ...] = (*self._loss.parts, *self._dice_names)
 
     def check_crop(self, crop: Sequence[int]) -> None:
-        """Refuse a crop that the network cannot take (ConfigError).
+        """Refuse a crop that the network cannot take (ConfigError)."""
+        self.spec.check_crop(crop)
 
-        One bottleneck token is too few: the network's deepest block normalises over them.
-        """
-        check_crop(crop, min_tokens=2)
-
-    def network(self, encoder: EncoderSpec) -> SwinUNETR:
-        """The encoder with its decoder, one map a region."""
-        return build_segmenter(encoder, len(self.task.regions))
+    def network(self, encoder: EncoderSpec) -> nn.Module:
+        """The network, one map a region."""
+        return self.spec.build(encoder, len(self.task.regions))
 
     def loss(
         self,

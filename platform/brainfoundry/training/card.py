@@ -16,6 +16,8 @@ SEEN_FILE = "seen.parquet"
 
 _SAME = (
     "stage",
+    "family",
+    "family_options",
     "size",
     "modalities",
     "feeds",
@@ -93,14 +95,27 @@ class Card:
     """Of a fine-tuned network: the split whose scores choose the best checkpoint (val, or held_out: the
     fold); scores on it are optimistic."""
     init: dict[str, Any] = field(default_factory=dict)
-    """How the weights began, beside `parents`: mode, parts, freeze, layer_decay; empty: at random."""
+    """How the weights began, beside `parents`: mode, parts, freeze, layer_decay, and of CT weights the file's
+    name and SHA-256; empty: at random."""
+    family: str = "swinunetr"
+    """Architecture: a file of models.families. `size`, `merging` and `encoder` are swinunetr's alone."""
+    family_options: dict[str, Any] = field(default_factory=dict)
+    """All options of another family."""
+    probe: dict[str, Any] = field(default_factory=dict)
+    """Of a run with a probe: cohort, manifest, task and numbers of the labelled subjects it looked at. They
+    are not among those the weights have seen; who chose by `metrics["probe/..."]` chose on them."""
     git_commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    """Validation losses at this step, if there was a validation."""
+    """Validation losses and figures of the probe at this step, if there were any."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Size in bytes and SHA-256 of every other file of the checkpoint."""
     version: int = CARD_VERSION
+
+    @property
+    def label(self) -> str:
+        """The network in a word: the size; of another family than swinunetr its name."""
+        return self.size if self.family == "swinunetr" else self.family
 
     def to_json(self) -> bytes:
         """The card as indented JSON."""
@@ -131,8 +146,12 @@ class Card:
             "plan", {}
         )  # cards from before the leak gate: readable, to be refused by what they lack
         value.setdefault("leaks", [])
-        later: dict[str, Any] = {"feeds": {}, "task": {}, "init": {}, "chosen_on": ""}
-        for name, nothing in later.items():  # cards from before there were stages 2 and 3
+        later: dict[str, Any] = {
+            "feeds": {}, "task": {}, "init": {}, "chosen_on": "",  # from before there were stages 2 and 3
+            "family": "swinunetr", "family_options": {},  # from before there were others
+            "probe": {},
+        }  # fmt: skip
+        for name, nothing in later.items():
             value.setdefault(name, nothing)
         if set(value) != known:
             raise CheckpointError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from brainfoundry.core.errors import ConfigError
+from brainfoundry.pretext.base import load_objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class DataConfig:
     fold: int | None = None
     """Train on every fold but this one, which is held out (0 to 4 are the paper's Fold 1 to 5); None: the
     split column decides."""
+    share: float = 100.0
+    """Per cent of the training subjects to learn from, one of the shard set's nested few-shot subsets
+    (jobs/split.py --few-shot; paper: 5, 10, 20, 40, 100); the others are not seen at all. 100 = everybody."""
+    draw: int = 0
+    """Which of the few-shot subsets of that share (jobs/split.py --draws)."""
     crop: tuple[int, int, int] = (96, 96, 96)
     """Crop in voxels along R-L, P-A, I-S (paper 1.2: 96x96x96)."""
     crops_per_subject: int = 2
@@ -74,6 +80,11 @@ class ModelConfig:
     """Options of the objective as name=value, such as `contrast_weight=0.5 contrast_scope=global`; defaults
     are the paper's."""
 
+    @property
+    def label(self) -> str:
+        """What to call the network in a word."""
+        return self.size
+
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
@@ -93,6 +104,9 @@ class InitConfig:
     option), or that first convolution alone."""
     layer_decay: float = 1.0
     """Learning rate of each encoder stage relative to the one above it, 0 to 1; 1 = all alike."""
+    ct_weights: str | None = None
+    """Instead of a checkpoint: a file of encoder weights from CT in the key scheme of MONAI's
+    model_swinvit.pt. All channels get the weights of its one, unless --init.mode is mean or reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +185,23 @@ class KeepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Looks at what the frozen encoder is worth for masks, while it is pretrained."""
+
+    shards: str | None = None
+    """Labelled shard set to look at; None: no probe. Its test split is never touched."""
+    task: str | None = None
+    """What its masks are: brats, atlas; None: whichever reads the set's label scheme."""
+    every: int = 1_000
+    """Steps between two looks; there is one before the first step and one after the last besides. 0 = only
+    those."""
+    subjects: int = 8
+    """Labelled training subjects that the linear head is fitted on."""
+    test_subjects: int = 16
+    """Others that it is scored on: of the val split, without one further training subjects."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingOptions:
     """Where the numbers go."""
 
@@ -182,6 +213,10 @@ class TrackingOptions:
     subjects: bool = True
     """Also log what names single subjects, their scores and pictures: a server cannot be told to forget who
     withdraws."""
+    parent: str | None = None
+    """MLflow run of which this one is a part: it is shown below it (the tag mlflow.parentRunId)."""
+    tags: tuple[str, ...] = ()
+    """Further tags of the MLflow run as name=value, to search and group by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +283,15 @@ class TrainConfig:
             raise ConfigError(
                 f"--name {self.name!r} cannot name a folder", fix="use letters, digits, - and _"
             )
+        if not 0 < self.data.share <= 100:
+            raise ConfigError(f"--data.share is {self.data.share:g}", fix="give per cent above 0, up to 100")
+        if self.data.draw < 0:
+            raise ConfigError(f"--data.draw is {self.data.draw}", fix="give 0 or more")
+        if self.init.checkpoint is not None and self.init.ct_weights is not None:
+            raise ConfigError(
+                "--init.checkpoint and --init.ct-weights both say where the weights come from",
+                fix="give one of them",
+            )
         if not 0 < self.init.layer_decay <= 1:
             raise ConfigError(f"--init.layer-decay is {self.init.layer_decay}", fix="give 0 to 1, 1 = off")
         if self.optim.ema is not None and not 0 < self.optim.ema < 1:
@@ -278,11 +322,17 @@ class TrainConfig:
 class PretrainConfig(TrainConfig):
     """A self-supervised pretraining run (stage 1 from random weights, stage 2 from a checkpoint)."""
 
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """Probe."""
+
     def check(self) -> None:
-        """As `TrainConfig.check`, and what contrast needs."""
+        """As `TrainConfig.check`, and what the objective and the probe need."""
         super().check()
-        if self.crops_per_group < 2:
-            raise ConfigError(
-                "a group of one crop has nothing to contrast with",
-                fix="raise --data.subjects-per-group or --data.crops-per-subject",
-            )
+        load_objective(self.model.objective)().check_group(self.crops_per_group)
+        least = {"every": 0, "subjects": 1, "test_subjects": 1}
+        for name, value in least.items():
+            if getattr(self.probe, name) < value:
+                raise ConfigError(
+                    f"--probe.{name.replace('_', '-')} is {getattr(self.probe, name)}",
+                    fix=f"give {value} or more",
+                )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from brainfoundry.core.errors import CheckpointError, ConfigError
+from brainfoundry.models.families import load_family
+from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.card import Card
 from brainfoundry.training.checkpoint import read_card
 from brainfoundry.training.initialise import find_checkpoint
@@ -33,7 +35,7 @@ class Model:
         """What a mask's file says of it."""
         return {
             "uri": self.uri, "card_sha256": self.sha256, "run": self.card.run, "step": self.card.step,
-            "size": self.card.size, "git_commit": self.card.git_commit,
+            "size": self.card.label, "git_commit": self.card.git_commit,
         }  # fmt: skip
 
 
@@ -66,13 +68,22 @@ def window_of(models: Sequence[Model], asked: tuple[int, int, int] | None) -> tu
     """The window: as asked, else the crop that all were trained on.
 
     Raises:
-        ConfigError: they were trained on different ones.
+        ConfigError: they were trained on different ones, or one of them cannot take it.
     """
     crops = {model.card.crop for model in models}
     if asked is None and len(crops) > 1:
         shown = " and ".join(sorted("x".join(map(str, crop)) for crop in crops))
         raise ConfigError(f"the checkpoints were trained on crops of {shown}", fix="choose one with --window")
-    return asked or models[0].card.crop
+    window = asked or models[0].card.crop
+    for card in (model.card for model in models if model.card.family != SWINUNETR):
+        family = load_family(card.family)
+        family.check_crop(window)
+        if family.fixed_crop and window != card.crop:
+            shown = "x".join(map(str, card.crop))
+            raise ConfigError(
+                f"{family.name} was trained on crops of {shown} and takes no other", fix=f"--window {shown}"
+            )
+    return window
 
 
 def _read(uri: str) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.finetune_config import FinetuneConfig
 
@@ -25,7 +26,7 @@ _REFERENCE_VOXELS = 96**3
 
 def estimate(config: TrainConfig, n_subjects: int) -> Mapping[str, float]:
     """Figures of a run: crops and views a step, epochs, memory a worker in GB, GPU-hours and days on
-    A100s."""
+    A100s; of another family than swinunetr, whose cost nobody has counted, the first two and the epochs."""
     data, model = config.data, config.model
     labelled = isinstance(config, FinetuneConfig)
     crops = data.groups_per_step * config.crops_per_group
@@ -33,6 +34,14 @@ def estimate(config: TrainConfig, n_subjects: int) -> Mapping[str, float]:
     gigabytes = _GB_PER_LABELLED_CROP if labelled else _GB_PER_VIEW
     millions = _SEGMENTER_PARAMETERS_M if labelled else _PARAMETERS_M
     work = _TFLOP_PER_LABELLED_CROP if labelled else _TFLOP_PER_VIEW
+    counts = {
+        "crops_per_step": crops,
+        "views_per_step": views,
+        "subjects_per_step": data.groups_per_step * data.subjects_per_group,
+        "epochs": config.optim.steps * data.groups_per_step * data.subjects_per_group / n_subjects,
+    }
+    if isinstance(config, FinetuneConfig) and config.model.family != SWINUNETR:
+        return counts
     voxels = math.prod(data.crop) / _REFERENCE_VOXELS
     views_at_once = views / config.cluster.workers / config.optim.accumulate
     half = 0.6 if config.optim.precision != "fp32" else 1.0  # autocast keeps norms and losses in fp32
@@ -44,10 +53,7 @@ def estimate(config: TrainConfig, n_subjects: int) -> Mapping[str, float]:
     hours = config.optim.steps * config.cluster.workers / 3600
     days = config.optim.steps / 86400
     return {
-        "crops_per_step": crops,
-        "views_per_step": views,
-        "subjects_per_step": data.groups_per_step * data.subjects_per_group,
-        "epochs": config.optim.steps * data.groups_per_step * data.subjects_per_group / n_subjects,
+        **counts,
         "memory_gb_per_worker": activations + states,
         "tflop_per_worker_step": tflop,
         "step_s_low": low,

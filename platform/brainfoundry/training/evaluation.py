@@ -204,7 +204,7 @@ def evaluate_run(task: TrainTask, summary: dict[str, Any]) -> Evaluation:
     found = evaluate(
         [uri], volumes, files.join(task.run_dir, "evaluation"),
         title=f"{task.name}: {len(everybody)} held-out subjects",
-        lead=f"{uri}, {config.model.size}, {', '.join(task.modalities)}",
+        lead=f"{uri}, {config.model.label}, {', '.join(task.modalities)}",
         best_by=config.keep.best_by, pictures=config.keep.pictures, notes=task.notes,
     )  # fmt: skip
     found.table.print_table("held out")

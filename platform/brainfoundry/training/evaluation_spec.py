@@ -12,11 +12,11 @@ from brainfoundry.store.meta import ShardSetMeta
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.folds import HELD_OUT
 from brainfoundry.training.card import Card
+from brainfoundry.training.channels import channels_of
 from brainfoundry.training.config import TrackingOptions
 from brainfoundry.training.ensemble import Model
-from brainfoundry.training.leak_gate import gate, open_test_set
-from brainfoundry.training.resolve import channels_of
-from brainfoundry.training.tracking.tags import run_tags
+from brainfoundry.training.leak_gate import gate, leak_note, open_test_set
+from brainfoundry.training.tracking.tags import asked_tags, run_tags
 from brainfoundry.training.tracking.tracker import Tracker
 from brainfoundry.training.tracking.uri import resolve_uri
 from brainfoundry.training.volumes import VolumeSpec, sessions_of
@@ -70,10 +70,7 @@ def volumes_of(
     tested = open_test_set(shards, split=split, fold=fold)
     leaks = gate([tested], [model.uri for model in models], allow=allow_leak)
     notes = _differences(card, shards.meta)
-    notes += [
-        f"LEAK: {r['leaked']} of {r['tested']} subjects ({r['selection']}) were seen by {r['source']}"
-        for r in leaks
-    ]
+    notes += map(leak_note, leaks)
     chosen = HELD_OUT if fold is not None else split
     cards = [model.card for model in models]
     if any(c.chosen_on == chosen and (fold is None or c.plan.get("fold") == fold) for c in cards):
@@ -123,6 +120,7 @@ def tracker_for(
         run_name=folder.rstrip("/").rpartition("/")[2],
         run_key=stamp,
         tags={
+            **asked_tags(options.parent, options.tags),
             **run_tags(),
             "checkpoints": ", ".join(checkpoints),
             "shards": spec.shards,

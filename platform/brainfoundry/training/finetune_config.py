@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.tasks.augment import AugmentConfig
+from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.config import DataConfig, KeepConfig, ModelConfig, OptimConfig, TrainConfig
 
 
@@ -37,6 +38,16 @@ class FinetuneModel(ModelConfig):
     """Dropout in the encoder, 0 to 1 (ATLAS: 0.1, paper 1.2)."""
     objective: str = "segmentation"
     """Always segmentation; its settings are under --task and --augment."""
+    family: str = SWINUNETR
+    """Architecture: a file of brainfoundry.models.families. swinunetr goes on from a pretraining run; the
+    others start at random, and no option of --model but --model.family-options is theirs."""
+    family_options: tuple[str, ...] = ()
+    """Options of another family as name=value, such as `filters=16`; defaults are its authors'."""
+
+    @property
+    def label(self) -> str:
+        """The size; of another family than swinunetr its name."""
+        return self.size if self.family == SWINUNETR else self.family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +145,30 @@ class FinetuneConfig(TrainConfig):
                 "fine-tuning has one objective, segmentation",
                 fix="leave --model.objective and --model.objective-options out; see --task and --augment",
             )
+        self._check_family()
         if not 0 <= self.keep.overlap < 1:
             raise ConfigError(f"--keep.overlap is {self.keep.overlap}", fix="give 0 to below 1, such as 0.5")
+
+    def _check_family(self) -> None:
+        family, init = self.model.family, self.init
+        if family == SWINUNETR:
+            if self.model.family_options:
+                raise ConfigError(
+                    "--model.family-options are for other families than swinunetr",
+                    fix="set --model.size, --model.merging and --model.drop-rate",
+                )
+            return
+        for flag, given in (
+            ("--init.checkpoint", init.checkpoint is not None),
+            ("--init.ct-weights", init.ct_weights is not None),
+            (f"--init.freeze {init.freeze}", init.freeze != "none"),
+            (f"--init.layer-decay {init.layer_decay:g}", init.layer_decay != 1),
+        ):
+            if given:
+                raise ConfigError(
+                    f"{flag} means the encoder of swinunetr, which family {family} does not have",
+                    fix=f"leave it out: {family} starts at random, and all of it learns",
+                )
 
     @property
     def folder(self) -> str:

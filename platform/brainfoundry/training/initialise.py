@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
 from torch import nn
 
 from brainfoundry.core import files
+from brainfoundry.core.config import to_dict
 from brainfoundry.core.errors import CheckpointError
+from brainfoundry.models import ct_weights
 from brainfoundry.models.transfer import TransferTable, transfer
 from brainfoundry.tasks.scores import higher_is_better
+from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training import checkpoint
 from brainfoundry.training.card import Card
 from brainfoundry.training.config import InitConfig
 
+CT = ("CT",)
+"""The one channel of CT weights."""
 _ENCODER = "swinViT."
 _STEM = "swinViT.patch_embed."
 _DEPTH = {"patch_embed": 5, "layers1": 4, "layers2": 3, "layers3": 2, "layers4": 1}
@@ -61,6 +68,48 @@ def _best(run: str, steps: Sequence[int]) -> int | None:
     return min(scores, key=lambda step: (scores[step], step)) if scores else None
 
 
+def settled(init: InitConfig) -> InitConfig:
+    """The same, with CT weights as every worker needs them: absolute, the encoder alone, and in a mode that
+    has something to give to channels of MRI."""
+    if init.ct_weights is None:
+        return init
+    mode = "repeat" if init.mode == "paper" else init.mode  # by name there is nothing to share with CT
+    return replace(init, ct_weights=files.absolute(init.ct_weights), mode=mode, parts=("encoder",))
+
+
+def ct_notes(init: InitConfig, *, merging: str) -> list[str]:
+    """Lines about CT weights: what nobody has checked, and what they were trained with."""
+    if init.ct_weights is None:
+        return []
+    return [
+        f"CT weights: provenance by the user's word; that {init.ct_weights} has seen no MRI is not checked",
+        *([f"CT weights: {ct_weights.NOTE}"] if merging != ct_weights.MERGING else []),
+    ]
+
+
+def init_record(init: InitConfig, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How the weights begin and which of them learn, for the card, where `parents` names the checkpoint.
+
+    Args:
+        init: settled.
+        before: the record of the run's newest checkpoint, which answers for CT weights that are gone by now.
+
+    Raises:
+        DataError: no such file of CT weights.
+    """
+    values: dict[str, Any] = to_dict(init)
+    del values["checkpoint"]
+    uri = values.pop("ct_weights")
+    if uri is None:
+        return values
+    name = uri.rpartition("/")[2]
+    known = (before or {}).get("ct_weights", {})
+    if known.get("file") == name and not files.exists(uri):
+        return {**values, "ct_weights": known}
+    digest = hashlib.sha256(files.read_bytes(uri)).hexdigest()
+    return {**values, "ct_weights": {"file": name, "sha256": digest}}
+
+
 def check_parent(
     parent: Card,
     *,
@@ -86,6 +135,11 @@ def check_parent(
         CheckpointError: the weights would mean something else, or a part is not there.
     """
     whose = f"the checkpoint (run {parent.run}, step {parent.step})"
+    if parent.family != SWINUNETR:
+        raise CheckpointError(
+            f"{whose} is of family {parent.family}: only swinunetr hands weights over",
+            fix="use a checkpoint of swinunetr",
+        )
     for name, theirs, mine in (("size", parent.size, size), ("merging", parent.merging, merging)):
         if theirs != mine:
             raise CheckpointError(
@@ -127,7 +181,7 @@ def _skull(stripped: bool) -> str:
 
 
 def initialise(network: nn.Module, init: InitConfig, modalities: Sequence[str]) -> TransferTable | None:
-    """Weights of the run's checkpoint into its freshly made network; None where it starts at random.
+    """Weights of the run's checkpoint, or of CT, into its freshly made network; None: it starts at random.
 
     New channels come from torch's global generator: seed it alike on every worker.
 
@@ -138,6 +192,13 @@ def initialise(network: nn.Module, init: InitConfig, modalities: Sequence[str]) 
     Raises:
         CheckpointError: missing, damaged, or nothing in it fits.
     """
+    if init.ct_weights is not None:
+        init = settled(init)
+        uri = str(init.ct_weights)
+        return transfer(
+            network, ct_weights.load_ct(uri), source_modalities=CT, target_modalities=modalities,
+            mode=init.mode, parts=init.parts, source=uri,
+        )  # fmt: skip
     if init.checkpoint is None:
         return None
     found = checkpoint.load(find_checkpoint(init.checkpoint), with_state=False)

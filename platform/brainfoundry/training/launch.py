@@ -17,6 +17,7 @@ from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError, ClusterError
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.ray_train_data import FetchOptions, PlanDataConfig
+from brainfoundry.stream.sessions import subset_of
 from brainfoundry.training.checkpoint import latest_step
 from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.finetune_config import FinetuneConfig
@@ -153,7 +154,7 @@ def _keep_plans(task: TrainTask) -> None:
     }
     for spec, role in ((task.plan, "train"), (task.validation, "val")):
         if spec is not None:
-            write_plan(task.run_dir, shards.index, spec, {**about, "role": role})
+            write_plan(task.run_dir, shards.index, spec, {**about, "role": role}, subset_of(shards, spec))
 
 
 def _explain(error: BaseException, task: TrainTask) -> BrainFoundryError:

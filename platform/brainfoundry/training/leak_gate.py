@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 
 from brainfoundry.cohorts.leaks import BY_ID, BY_IMAGE, Leaks, find_leaks
 from brainfoundry.core import files
-from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.errors import CheckpointError, ConfigError, DataError
 from brainfoundry.core.progress import progress
 from brainfoundry.store.reader import ShardSet
+from brainfoundry.training.card import SEEN_FILE
+from brainfoundry.training.checkpoint import read_card
 from brainfoundry.training.seen import fingerprints_of, load_seen, own_scans, seen_table
 
 EXAMPLES = 5
@@ -163,18 +165,57 @@ def gate(
 
     Args:
         checkpoints: URIs; each carries the table of its own run and all its ancestors.
-        allow: go on over a leak.
+        allow: go on over a leak, and where a checkpoint has no table of the scans it has seen.
         flag: how the user says so, for the message.
 
     Returns:
-        For `Card.leaks`: a record for each test set and checkpoint that leak; empty where all is clean.
+        For `Card.leaks`: a record for each test set and checkpoint that leak, or may (`unproved`); empty
+        where all is clean.
 
     Raises:
         DataError: a test subject was seen and `allow` is False.
-        CheckpointError: a checkpoint cannot prove whom it has seen.
+        CheckpointError: a checkpoint cannot prove whom it has seen and `allow` is False, or its table is
+            damaged.
     """
-    seen = {files.absolute(uri): load_seen(uri) for uri in checkpoints}
-    return refuse(hold(tests, seen), allow=allow, flag=flag)
+    seen, unproved = {}, []
+    for uri in map(files.absolute, checkpoints):
+        card = read_card(uri)
+        if SEEN_FILE in card.files:
+            seen[uri] = load_seen(uri, card)
+        elif allow:
+            unproved += [_unproved(test, uri) for test in tests]
+        else:
+            raise CheckpointError(
+                "cannot prove whom these weights have seen: the checkpoint has no table of the scans it has "
+                "seen",
+                file=uri,
+                fix="use a checkpoint that was trained here and has one (imported weights never do); "
+                f"{flag} goes on and says so in the report",
+            )
+    return (*unproved, *refuse(hold(tests, seen), allow=allow, flag=flag))
+
+
+def _unproved(test: TestSet, source: str) -> dict[str, Any]:
+    """The record of a checkpoint that may have seen anybody."""
+    return {
+        "test": test.uri, "selection": test.selection, "cohort": test.cohort,
+        "manifest_hash": test.manifest_hash, "source": source,
+        "tested": pc.count_distinct(test.table["subject"]).as_py(), "leaked": 0, "by_id": 0, "by_image": 0,
+        "seen_by": [], "unproved": True,
+    }  # fmt: skip
+
+
+def leak_note(record: Mapping[str, Any]) -> str:
+    """What a report says of a record of `gate`."""
+    if record.get("unproved"):
+        return (
+            f"LEAK NOT EXCLUDED: nobody can tell which of the {record['tested']} subjects "
+            f"({record['selection']}) {record['source']} has seen: it has no table of its training scans"
+        )
+    return (
+        f"LEAK: {record['leaked']} of {record['tested']} subjects ({record['selection']}) were seen by "
+        f"{record['source']}"
+    )
 
 
 def gate_run(
@@ -188,6 +229,8 @@ def gate_run(
     allow: bool = False,
     earlier: str | None = None,
     fold: int | None = None,
+    share: float = 100.0,
+    draw: int = 0,
 ) -> tuple[tuple[dict[str, Any], ...], list[str]]:
     """The gate of a run that is about to start: what it and its parents see, against test sets.
 
@@ -198,6 +241,7 @@ def gate_run(
         parents: checkpoints it starts from.
         earlier: its own newest checkpoint, where it goes on: who was seen and has withdrawn since counts too.
         fold: the fold that it holds out: a test set too.
+        share, draw: its few-shot subset of the training subjects.
 
     Returns:
         Records for `Card.leaks`, and a line a test set for the report and the tags (no ids).
@@ -213,8 +257,8 @@ def gate_run(
         tests.append(open_test_set(shards, fold=fold))
     if not tests:
         return (), []
-    own = own_scans(shards, modalities, run=run, stage=stage, held_out_fold=fold)
+    own = own_scans(shards, modalities, run=run, stage=stage, held_out_fold=fold, share=share, draw=draw)
     before = None if earlier is None else load_seen(earlier)
-    table = seen_table(own, parents, earlier=before, run=run)
+    table = seen_table(own, parents, earlier=before, run=run, index=shards.index)
     held = hold(tests, {run: table})
     return refuse(held, allow=allow, flag="--data.allow-leak"), [h.line(examples=False) for h in held]

@@ -11,6 +11,7 @@ import yaml
 
 from brainfoundry.core.config import to_dict
 from brainfoundry.core.errors import ConfigError
+from brainfoundry.models.families import load_family
 from brainfoundry.pretext.base import Objective, load_objective
 from brainfoundry.tasks import segmentation
 from brainfoundry.training.config import TrainConfig
@@ -34,8 +35,32 @@ def objective_of(config: TrainConfig, scheme: str = "") -> Any:
         settings = segmentation.SegmentationConfig(
             task=task.name, scheme=scheme, loss=task.loss, squared=task.squared, **to_dict(config.augment)
         )
-        return segmentation.Objective(settings)
+        return segmentation.Objective(settings, network_of(config))
     return build_objective(config.model.objective, config.model.objective_options)
+
+
+def network_of(config: FinetuneConfig) -> segmentation.NetworkSpec:
+    """The network of a fine-tuning run, all its options settled.
+
+    Raises:
+        ConfigError: unknown family or option, or a value it refuses.
+    """
+    model = config.model
+    options = {}
+    if model.family != segmentation.SWINUNETR:
+        options = load_family(model.family).settle(_values(model.family_options))
+    return segmentation.NetworkSpec(family=model.family, options=options, crop=config.data.crop)
+
+
+def _values(options: Sequence[str]) -> dict[str, Any]:
+    """`name=value` texts as names and values."""
+    values = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals:
+            raise ConfigError(f"option {option!r} is not name=value", fix="write it as name=value")
+        values[name] = yaml.safe_load(text)
+    return values
 
 
 def build_objective(name: str, options: Sequence[str] = ()) -> Objective:

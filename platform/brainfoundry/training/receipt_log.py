@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
 from brainfoundry.stream.batch import CropBatch
-from brainfoundry.stream.plan import Plan, PlanSpec, eligible
+from brainfoundry.stream.plan import Plan, PlanSpec
+from brainfoundry.stream.sessions import eligible
 
 PLAN_KEY = b"brainfoundry.plan"
 PLAN_FILE_VERSION = 1
@@ -66,16 +67,23 @@ def add_step(digest: Any, step: int, subjects: Sequence[str]) -> None:
     digest.update(f"{step}\n{chr(10).join(subjects)}\n\n".encode())
 
 
-def write_plan(run_dir: str, index: pa.Table, spec: PlanSpec, about: Mapping[str, Any]) -> str:
+def write_plan(
+    run_dir: str,
+    index: pa.Table,
+    spec: PlanSpec,
+    about: Mapping[str, Any],
+    subset: Collection[str] | None = None,
+) -> str:
     """Keep the sessions a plan is made of, so that its rows can be had after the shard set has changed.
 
     Args:
         about: run, stage, cohort, manifest_hash, modalities, role (train or val).
+        subset: `subset_of` the shard set, for a plan over a share of the subjects.
 
     Returns:
         The plan's hash, which names the file. What is there already stays.
     """
-    table = eligible(index, spec)
+    table = eligible(index, spec, subset=subset)
     plan = Plan(table, spec)
     uri = files.join(folder_of(run_dir), f"plan-{plan.hash}.parquet")
     if not files.exists(uri):

@@ -7,6 +7,7 @@ writing them down are counted apart, as possible.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -23,7 +24,14 @@ import pyarrow.parquet as pq
 from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError, DataError
 from brainfoundry.stream.plan import Plan, PlanSpec
-from brainfoundry.training.receipt_log import PLAN_FILE_VERSION, PLAN_KEY, add_step, attempts, folder_of
+from brainfoundry.training.receipt_log import (
+    PLAN_FILE_VERSION,
+    PLAN_KEY,
+    add_step,
+    attempts,
+    folder_of,
+    rank_file,
+)
 
 _VISITS_AT_ONCE = 1 << 19
 
@@ -156,6 +164,21 @@ def _lines(uri: str) -> Iterator[dict[str, Any]]:
                 yield value
         except ValueError:  # the last line of a process that was killed while it wrote
             continue
+
+
+def durations(run_dir: str) -> list[tuple[str, int, float]]:
+    """(attempt, workers, seconds) of each attempt of a run, from its start to the last line of its worker 0.
+
+    Attempts whose lines are damaged or missing are left out.
+    """
+    found = []
+    for attempt in attempts(run_dir):
+        with contextlib.suppress(BrainFoundryError, OSError, KeyError, TypeError, ValueError):
+            lines = list(_lines(rank_file(run_dir, attempt, 0)))
+            if lines:
+                begun, ended = float(lines[0]["time"]), float(lines[-1]["time"])
+                found.append((attempt, int(lines[0]["world"]), ended - begun))
+    return found
 
 
 @dataclass

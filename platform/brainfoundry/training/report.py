@@ -10,6 +10,8 @@ from brainfoundry.core import files
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.folds import HELD_OUT, split_view
 from brainfoundry.stream.plan import Plan
+from brainfoundry.stream.sessions import subset_of
+from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.estimate import estimate
 from brainfoundry.training.runs import RunPlace
 from brainfoundry.training.task import TrainTask
@@ -26,14 +28,14 @@ PAPER_TIMES = {
 def announce(task: TrainTask, shards: ShardSet, place: RunPlace) -> None:
     """Data found, weights taken over, sizes, order, memory, steps and cost, in plain lines."""
     config, meta = task.config, shards.meta
-    view = split_view(shards.index, config.data.fold)
+    view = split_view(shards.index, config.data.fold, subset=subset_of(shards, task.plan))
     splits = view.group_by("split").aggregate([("subject", "count_distinct")]).to_pylist()
     subjects = {row["split"]: row["subject_count_distinct"] for row in splits}
-    train = max(Plan.from_index(shards.index, task.plan).n_subjects, 1)
+    train = max(Plan.open(shards, task.plan).n_subjects, 1)
     cost = estimate(config, train)
     spacing = "as scanned" if meta.spacing_mm is None else f"{meta.spacing_mm} mm"
     groups_per_worker = config.data.groups_per_step // config.cluster.workers
-    crop = "x".join(map(str, config.data.crop))
+    source = task.parent or config.init.ct_weights
     where = {"new": "new", "unfinished": f"continues after step {place.step}", "finished": "finished before"}
     channels = ", ".join(
         c if c == m else f"{c} (fed by {m})" for c, m in zip(task.modalities, task.fed_by, strict=True)
@@ -42,13 +44,13 @@ def announce(task: TrainTask, shards: ShardSet, place: RunPlace) -> None:
     others = "".join(f", {subjects[split]} {what}" for split, what in told.items() if split in subjects)
     rows = {
         "run": f"{task.name} ({where[place.state]}) in {task.run_dir}",
-        "data": f"{shards.uri}: {train} subjects to train on{others}, {shards.index.num_rows} sessions, "
+        "data": f"{shards.uri}: {train} subjects to train on{_share(task)}{others}, "
+        f"{shards.index.num_rows} sessions, "
         f"voxels {spacing}, {channels}",
         "manifest": meta.manifest_hash,
-        "network": f"{config.model.size} ({config.model.merging} merging), {config.model.objective}, "
-        f"crop {crop}, intensity {config.data.intensity}, frame {config.data.frame}",
-        "start": f"{task.parent}, mode {config.init.mode}, frozen: {config.init.freeze}"
-        if task.parent
+        "network": _network_line(task),
+        "start": f"{source}, mode {config.init.mode}, frozen: {config.init.freeze}"
+        if source
         else "random weights",
         "step": _step_line(task, cost, groups_per_worker),
         "order": f"seed {config.data.seed}, each subject once an epoch, "
@@ -56,22 +58,54 @@ def announce(task: TrainTask, shards: ShardSet, place: RunPlace) -> None:
         "steps": f"{config.optim.steps} ({cost['epochs']:.1f} epochs), warm-up {config.optim.warmup}, "
         f"peak lr {config.optim.lr:g}, {config.optim.schedule}"
         + (f", weights averaged with decay {config.optim.ema}" if config.optim.ema else ""),
-        "memory": f"about {cost['memory_gb_per_worker']:.1f} GB a worker (estimate)",
-        "cost": f"about {cost['gpu_hours_low']:,.0f} to {cost['gpu_hours_high']:,.0f} A100 GPU-hours, "
-        f"{cost['days_low']:.1f} to {cost['days_high']:.1f} days on {config.cluster.workers} of them "
-        f"(arithmetic, not measured; the paper: {PAPER_TIMES.get(config.job, 'no time given')})",
+        **_cost_lines(task, cost),
         "tracking": task.tracking_uri,
         "validation": _validation_line(task),
+        **({"probe": task.probe.line()} if task.probe else {}),
     }
     for label, text in rows.items():
         print(f"{label + ':':<12} {text}")
     for note in task.notes:
         print(f"{'note:':<12} {note}")
-    if task.parent and not place.step:
+    if source and not place.step:
         _, table = build_network(task)
         if table is not None:
             print(table.text())
     sys.stdout.flush()
+
+
+def _share(task: TrainTask) -> str:
+    plan = task.plan
+    return (
+        f" ({plan.share:g} % of them, draw {plan.draw}; the others are not seen)" if plan.share != 100 else ""
+    )
+
+
+def _network_line(task: TrainTask) -> str:
+    config, card = task.config, task.card
+    network = f"{config.model.size} ({config.model.merging} merging)"
+    if card["family"] != SWINUNETR:
+        options = ", ".join(f"{name} {value}" for name, value in card["family_options"].items())
+        network = f"family {card['family']}" + (f" ({options})" if options else "")
+        millions = sum(p.numel() for p in build_network(task, fresh=False)[0].parameters()) / 1e6
+        network += f", {millions:.1f} M parameters"
+    crop = "x".join(map(str, config.data.crop))
+    return (
+        f"{network}, {config.model.objective}, crop {crop}, intensity {config.data.intensity}, "
+        f"frame {config.data.frame}"
+    )
+
+
+def _cost_lines(task: TrainTask, cost: Mapping[str, float]) -> dict[str, str]:
+    config = task.config
+    if "memory_gb_per_worker" not in cost:
+        return dict.fromkeys(("memory", "cost"), f"not estimated for family {task.card['family']}")
+    return {
+        "memory": f"about {cost['memory_gb_per_worker']:.1f} GB a worker (estimate)",
+        "cost": f"about {cost['gpu_hours_low']:,.0f} to {cost['gpu_hours_high']:,.0f} A100 GPU-hours, "
+        f"{cost['days_low']:.1f} to {cost['days_high']:.1f} days on {config.cluster.workers} of them "
+        f"(arithmetic, not measured; the paper: {PAPER_TIMES.get(config.job, 'no time given')})",
+    }
 
 
 def _step_line(task: TrainTask, cost: Mapping[str, float], groups_per_worker: int) -> str:

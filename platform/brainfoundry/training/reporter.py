@@ -47,7 +47,7 @@ class Reporter:
         self._writing: Future[None] | None = None
         self.tracker = tracker_of(task, workers=str(world))
         self.ray_metrics = RayMetrics(
-            run=task.name, size=task.config.model.size, stage=str(task.card["stage"]), rank=0
+            run=task.name, size=task.config.model.label, stage=str(task.card["stage"]), rank=0
         )
         config_uri = files.join(task.run_dir, "config.yaml")
         files.write_bytes(config_uri, to_yaml(task.config).encode())

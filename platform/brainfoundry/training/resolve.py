@@ -6,31 +6,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from brainfoundry.core import files, paths
 from brainfoundry.core.config import to_dict
 from brainfoundry.core.errors import CheckpointError, ConfigError
-from brainfoundry.core.rng import hash64_int, key_of
-from brainfoundry.inference.windows import WindowSpec
 from brainfoundry.models.sizes import EncoderSpec
 from brainfoundry.store.reader import ShardSet
-from brainfoundry.stream.folds import HELD_OUT, split_view
 from brainfoundry.stream.plan import Plan, PlanSpec
 from brainfoundry.tasks.base import load_task
+from brainfoundry.tasks.segmentation import SWINUNETR, NetworkSpec
 from brainfoundry.training.card import Card
+from brainfoundry.training.channels import channels_of
 from brainfoundry.training.checkpoint import checkpoint_uri, read_card
-from brainfoundry.training.config import TrainConfig
+from brainfoundry.training.config import PretrainConfig, TrainConfig
 from brainfoundry.training.finetune_config import FinetuneConfig
-from brainfoundry.training.initialise import check_parent, find_checkpoint
+from brainfoundry.training.held_out import held_out_split, with_crops, with_volumes
+from brainfoundry.training.initialise import check_parent, ct_notes, find_checkpoint, init_record, settled
 from brainfoundry.training.leak_gate import gate_run
-from brainfoundry.training.objectives import objective_of, options_of
+from brainfoundry.training.objectives import network_of, objective_of, options_of
+from brainfoundry.training.probe_spec import resolve_probe
 from brainfoundry.training.runs import RunPlace
 from brainfoundry.training.task import TrainTask
-from brainfoundry.training.tracking.tags import run_tags, version_tags
+from brainfoundry.training.tracking.tags import asked_tags, run_tags, version_tags
 from brainfoundry.training.tracking.uri import resolve_uri
-from brainfoundry.training.volumes import VolumeSpec, sessions_of
 
 
 def storage_of(config: TrainConfig) -> str:
@@ -52,6 +49,8 @@ def plan_of(config: TrainConfig) -> PlanSpec:
         fold=data.fold,
         labelled=isinstance(config, FinetuneConfig),
         foreground=getattr(data, "foreground", 0.0),
+        share=data.share,
+        draw=data.draw,
     )
 
 
@@ -66,10 +65,11 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
         DataError: the run, or an ancestor, would see subjects of a test set.
     """
     config.check()
+    config = replace(config, init=settled(config.init))
     data, meta = config.data, shards.meta
     modalities, fed_by = channels_of(data.modalities, data.feed, shards)
     plan = plan_of(config)
-    opened = Plan.from_index(shards.index, plan)
+    opened = Plan.open(shards, plan)
     opened.check_world(config.cluster.workers)
     encoder = EncoderSpec(
         size=config.model.size,
@@ -83,19 +83,20 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
     objective = objective_of(config, scheme)
     objective.check_crop(data.crop)
     _check_best_by(config, objective.loss_names)
+    probe = resolve_probe(config, fed_by, shards) if isinstance(config, PretrainConfig) else None
 
     before = None
     if place.step:
         before = read_card(checkpoint_uri(files.join(place.folder, "checkpoints"), place.step))
     parents = _parents(config, before, place)
-    notes = []
+    notes = ct_notes(config.init, merging=config.model.merging)
     if parents and before is None:  # a run that goes on was held against its parent when it began
         notes += check_parent(
             read_card(parents[0]), size=config.model.size, merging=config.model.merging,
             modalities=modalities, intensity=data.intensity, spacing_mm=meta.spacing_mm, space=meta.space,
             skull_stripped=meta.skull_stripped, parts=config.init.parts, mode=config.init.mode,
         )  # fmt: skip
-    tags = run_tags()
+    tags = {**asked_tags(config.tracking.parent, config.tracking.tags), **run_tags()}
     leaks, found = gate_run(
         shards,
         sorted(set(fed_by)),
@@ -106,13 +107,18 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
         allow=data.allow_leak,
         earlier=checkpoint_uri(files.join(place.folder, "checkpoints"), place.step) if before else None,
         fold=data.fold,
+        share=plan.share,
+        draw=plan.draw,
     )
     if found:
         tags["leaks"] = "; ".join(n for n in found if not n.startswith("none of"))[:4000] or "none"
     notes += found
     task = load_task(config.task.name) if isinstance(config, FinetuneConfig) else None
+    network = network_of(config) if isinstance(config, FinetuneConfig) else NetworkSpec()
     card: dict[str, Any] = {
         "stage": config.stage,
+        "family": network.family,
+        "family_options": dict(network.options),
         "size": config.model.size,
         "modalities": modalities,
         "feeds": {c: m for c, m in zip(modalities, fed_by, strict=True) if c != m},
@@ -137,7 +143,8 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
         if task
         else {},
         "chosen_on": held_out_split(shards, data.fold) if task else "",
-        "init": _init(config),
+        "probe": probe.record() if probe else {},
+        "init": init_record(config.init, before.init if before else None),
         "steps": config.optim.steps,
         "run": place.name,
         "git_commit": tags.get("git_commit"),
@@ -160,6 +167,7 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
         label=shards.label_channel if task else None,
         scheme=scheme,
         parent=parents[0] if parents else None,
+        probe=probe,
         card=card,
         history=tuple(meta.history),
         notes=tuple(notes),
@@ -169,55 +177,17 @@ def resolve_task(config: TrainConfig, shards: ShardSet, place: RunPlace) -> Trai
             "manifest_hash": meta.manifest_hash,
             "cohort": meta.cohort,
             "stage": config.stage,
-            "size": config.model.size,
+            "family": network.family,
+            **({"size": config.model.size} if network.family == SWINUNETR else {}),
             "preset": config.preset,
             "modalities": ",".join(modalities),
             **({"fold": str(data.fold)} if data.fold is not None else {}),
+            **({"share": f"{plan.share:g}", "draw": str(plan.draw)} if plan.share != 100 else {}),
             **({"parent": parents[0]} if parents else {}),
         },
-        params=_params(config),
+        params=_params(config, modalities),
     )
-    return _with_volumes(resolved, shards) if task else _with_crops(resolved, shards)
-
-
-def channels_of(
-    modalities: Sequence[str], feed: Sequence[str], shards: ShardSet
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the input channels, and the modality that each shows.
-
-    Args:
-        modalities: channels by name; empty: the shard set's own.
-        feed: CHANNEL=MODALITY for channels that show another modality than their own.
-
-    Raises:
-        ConfigError: a modality that is not there, a channel named twice, a feed that is none.
-    """
-    there = tuple(shards.meta.modalities)
-    names = tuple(modalities) or there
-    if len(set(names)) != len(names):
-        raise ConfigError(
-            f"a modality is named twice in {', '.join(names)}",
-            fix="name each channel once; --data.feed CHANNEL=MODALITY shows one scan in two channels",
-        )
-    feeds = {}
-    for text in feed:
-        channel, equals, modality = text.partition("=")
-        if not equals or channel not in names:
-            raise ConfigError(
-                f"--data.feed {text!r} names no channel and modality",
-                fix=f"write CHANNEL=MODALITY, with a channel of {', '.join(names)}",
-            )
-        feeds[channel] = modality
-    fed_by = tuple(feeds.get(name, name) for name in names)
-    for name in fed_by:
-        if name not in there:
-            raise ConfigError(
-                f"modality {name!r} is not in the shard set, which has {', '.join(there)}",
-                file=shards.uri,
-                fix="choose --data.modalities from these, feed the channel with one of them "
-                f"(--data.feed {name}={there[0]}), or prepare a shard set with it",
-            )
-    return names, fed_by
+    return with_volumes(resolved, shards) if task else with_crops(resolved, shards)
 
 
 def _scheme(config: TrainConfig, shards: ShardSet) -> str:
@@ -269,79 +239,6 @@ def _parents(config: TrainConfig, before: Card | None, place: RunPlace) -> tuple
     return before.parents
 
 
-def _init(config: TrainConfig) -> dict[str, Any]:
-    """How the weights begin and which of them learn, for the card."""
-    values: dict[str, Any] = to_dict(config.init)
-    values.pop("checkpoint")
-    return values
-
-
-def _with_crops(task: TrainTask, shards: ShardSet) -> TrainTask:
-    """Validation of a pretraining run: fixed crops of the val split."""
-    config = task.config
-    view = split_view(shards.index, config.data.fold, source=shards.uri)
-    held_out = len(set(view.filter(pc.equal(view["split"], "val"))["subject"].to_pylist()))
-    groups = min(held_out, config.keep.validate_subjects) // config.data.subjects_per_group
-    seed = hash64_int(config.data.seed, key_of("validation")) >> 1
-    spec = replace(task.plan, split="val", groups_per_step=1, seed=seed)
-    notes = (*task.notes, *_folds_seen(view, config.data.fold))
-    return replace(task, validation=spec if groups else None, validation_groups=groups, notes=notes)
-
-
-def _folds_seen(view: pa.Table, fold: int | None) -> list[str]:
-    """A line where a pretraining run learns from the folds that a run starting from it may be tested on."""
-    dealt = view.filter(pc.and_(pc.is_valid(view["fold"]), pc.not_equal(view["split"], "test")))
-    if fold is not None or not dealt.num_rows:
-        return []
-    folds = ", ".join(str(f) for f in sorted(set(dealt["fold"].to_pylist())))
-    subjects = len(set(dealt["subject"].to_pylist()))
-    return [
-        f"no --fold: the weights will have seen {subjects} subjects of folds {folds}; to test on one of "
-        "these folds, pretrain with --fold and its number"
-    ]
-
-
-def held_out_split(shards: ShardSet, fold: int | None) -> str:
-    """Where a fine-tuning run chooses its best checkpoint: the val split, else the fold it holds out, else
-    nowhere ("")."""
-    if sessions_of(shards, split="val", fold=fold):
-        return "val"
-    return HELD_OUT if fold is not None else ""
-
-
-def _with_volumes(task: TrainTask, shards: ShardSet) -> TrainTask:
-    """Validation of a fine-tuning run: whole volumes of held-out subjects, in the order of a plan of them."""
-    config = task.config
-    assert isinstance(config, FinetuneConfig) and task.label is not None
-    fold, keep = config.data.fold, config.keep
-    split = str(task.card["chosen_on"])
-    if not split:
-        return task
-    notes = list(task.notes)
-    if split == HELD_OUT:
-        notes.append(
-            f"the best checkpoint is chosen on fold {fold} itself, as in the paper: scores on it are "
-            "optimistic; with a val split (jobs/split.py --val) it is chosen there"
-        )
-    held_out = replace(
-        task.plan, split=split, groups_per_step=1, foreground=0.0,
-        seed=hash64_int(config.data.seed, key_of("validation")) >> 1,
-    )  # fmt: skip
-    plan = Plan.from_index(shards.index, held_out)
-    subjects = min(plan.n_subjects, keep.validate_subjects)
-    places = set(zip(*(plan.rows(0, subjects)[n].to_pylist() for n in ("shard", "row")), strict=True))
-    sessions = sessions_of(shards, split=split, fold=fold, places=places)
-    window = WindowSpec(
-        window=config.data.crop, overlap=keep.overlap, weights=keep.weights, mode=keep.windows
-    )
-    volumes = VolumeSpec(
-        shards=task.shards, sessions=sessions, channels=task.channels, label=task.label,
-        task=config.task.name, scheme=task.scheme, intensity=config.data.intensity, window=window,
-        precision=config.optim.precision,
-    )  # fmt: skip
-    return replace(task, volumes=volumes, validation=held_out, validation_groups=subjects, notes=tuple(notes))
-
-
 def _continue_from(card: dict[str, Any], found: Card, place: RunPlace, shards: ShardSet) -> str:
     """Hold the run against its newest checkpoint before anything starts; a line if withdrawals lie between.
 
@@ -359,7 +256,7 @@ def _continue_from(card: dict[str, Any], found: Card, place: RunPlace, shards: S
     )
 
 
-def _params(config: TrainConfig) -> dict[str, Any]:
+def _params(config: TrainConfig, modalities: Sequence[str]) -> dict[str, Any]:
     """The few settings people compare runs by; the whole configuration goes as an artifact."""
     values = to_dict(config)
     chosen = {
@@ -368,7 +265,9 @@ def _params(config: TrainConfig) -> dict[str, Any]:
     chosen |= {f"model.{k}": values["model"][k] for k in ("size", "merging", "objective")}
     chosen |= {
         f"data.{k}": values["data"][k]
-        for k in ("crop", "groups_per_step", "frame", "intensity", "seed", "fold")
+        for k in ("crop", "groups_per_step", "frame", "intensity", "seed", "fold", "share", "draw")
     }
+    chosen["data.modalities"] = ",".join(modalities)
+    chosen["model.family"] = values["model"].get("family", SWINUNETR)
     chosen |= {f"init.{k}": values["init"][k] for k in ("mode", "freeze", "layer_decay")}
     return {k: str(v) for k, v in chosen.items()}

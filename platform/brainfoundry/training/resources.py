@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -37,12 +41,55 @@ def memory_gb(device: torch.device) -> dict[str, float]:
     return values
 
 
+def device_name(device: torch.device) -> str:
+    """What the device is called: the GPU's name, or the CPU's model."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+class EnergyMeter:
+    """Energy that a process's GPU has used since the meter was made, by the card's own counter (NVML).
+
+    Only the GPU: not its host, nor what cools them. Another process on the same GPU is counted too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = self._joules()
+
+    def kwh(self) -> float | None:
+        """Kilowatt-hours so far; None where nothing counts them (a CPU, an old GPU, no driver library)."""
+        now = self._joules()
+        return None if self._start is None or now is None else (now - self._start) / 3.6e6
+
+    def _joules(self) -> float | None:
+        if self._device.type != "cuda":
+            return None
+        try:
+            import pynvml
+
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(_nvml_handle(self._device))) / 1000
+        except Exception:  # as in `_nvml`
+            return None
+
+
+def _nvml_handle(device: torch.device) -> Any:
+    import pynvml
+
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByUUID("GPU-" + str(torch.cuda.get_device_properties(device).uuid))
+
+
 def _nvml(device: torch.device) -> dict[str, float]:
     try:
         import pynvml
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID("GPU-" + str(torch.cuda.get_device_properties(device).uuid))
+        handle = _nvml_handle(device)
         return {
             "system/gpu_utilisation": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100,
             "system/gpu_power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -17,7 +17,7 @@ from brainfoundry.training.checkpoint import latest_step
 from brainfoundry.training.config import TrainConfig
 
 # What does not change the numbers may differ between the attempts of one run.
-_NOT_IDENTITY = ("name", "storage", "resume", "dry_run", "cluster", "keep", "tracking")
+_NOT_IDENTITY = ("name", "storage", "resume", "dry_run", "cluster", "keep", "tracking", "probe")
 _NOT_IDENTITY_OF_DATA = ("guard", "allow_leak")
 # What may be given in epochs: section, field, and the field in steps that it decides.
 _IN_EPOCHS = (
@@ -25,6 +25,14 @@ _IN_EPOCHS = (
     ("optim", "warmup_epochs", "warmup"),
     ("keep", "validate_epochs", "validate_every"),
 )
+
+
+# Fields that came after the first runs were named: left out at these values, so that those keep their names.
+_LATER: dict[str, dict[str, Any]] = {
+    "data": {"share": 100.0, "draw": 0},
+    "model": {"family": "swinunetr", "family_options": []},
+    "init": {"ct_weights": None},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +64,13 @@ def default_name(config: TrainConfig, manifest_hash: str) -> str:
     continues."""
     identity = {k: v for k, v in to_dict(config).items() if k not in _NOT_IDENTITY}
     identity["data"] = {k: v for k, v in identity["data"].items() if k not in _NOT_IDENTITY_OF_DATA}
+    if config.data.share == 100:
+        identity["data"]["draw"] = 0  # which of the subsets, where there is none
+    for section, default in _LATER.items():
+        fields = identity[section].items()
+        identity[section] = {k: v for k, v in fields if k not in default or v != default[k]}
     digest = hashlib.sha256(json.dumps([identity, manifest_hash], sort_keys=True).encode()).hexdigest()
-    return f"{config.job}-{config.preset or 'custom'}-{config.model.size}-{digest[:8]}"
+    return f"{config.job}-{config.preset or 'custom'}-{config.model.label}-{digest[:8]}"
 
 
 def in_steps(config: TrainConfig, storage: str, manifest_hash: str, n_subjects: int) -> TrainConfig:

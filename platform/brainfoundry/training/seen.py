@@ -21,7 +21,7 @@ from brainfoundry.cohorts.fingerprint import LENGTH
 from brainfoundry.core import files
 from brainfoundry.core.errors import CheckpointError, DataError
 from brainfoundry.store.reader import ShardSet
-from brainfoundry.stream.folds import split_view
+from brainfoundry.stream.folds import few_shot_subset, split_view
 from brainfoundry.training.card import SEEN_FILE, Card
 from brainfoundry.training.checkpoint import read_card
 
@@ -55,7 +55,14 @@ def fingerprints_of(shards: ShardSet) -> pa.Table:
 
 
 def own_scans(
-    shards: ShardSet, modalities: Sequence[str], *, run: str, stage: str, held_out_fold: int | None = None
+    shards: ShardSet,
+    modalities: Sequence[str],
+    *,
+    run: str,
+    stage: str,
+    held_out_fold: int | None = None,
+    share: float = 100.0,
+    draw: int = 0,
 ) -> pa.Table:
     """What a run sees itself: scans of the train and val sessions of its shard set, in its modalities.
 
@@ -63,12 +70,14 @@ def own_scans(
         modalities: the run's channels by name.
         held_out_fold: for a run over folds: splits are those of `stream.folds.split_view`, so it sees every
             fold but this one, and no test session.
+        share, draw: for a few-shot run: of the train sessions it sees those of its subset alone.
 
     Raises:
         DataError: the shard set has no fingerprints, or damaged ones.
-        ConfigError: nobody is in that fold.
+        ConfigError: nobody is in that fold, or no such few-shot subset.
     """
-    table = split_view(fingerprints_of(shards), held_out_fold)
+    subset = few_shot_subset(shards, share=share, draw=draw, fold=held_out_fold)
+    table = split_view(fingerprints_of(shards), held_out_fold, subset=subset)
     table = table.filter(pc.is_in(table["split"], pa.array(["train", "val"])))
     table = table.filter(pc.is_in(table["modality"], pa.array(list(modalities))))
     fixed = {
@@ -79,7 +88,12 @@ def own_scans(
 
 
 def seen_table(
-    own: pa.Table, parents: Sequence[str] = (), *, earlier: pa.Table | None = None, run: str = ""
+    own: pa.Table,
+    parents: Sequence[str] = (),
+    *,
+    earlier: pa.Table | None = None,
+    run: str = "",
+    index: pa.Table | None = None,
 ) -> pa.Table:
     """The table of a checkpoint: its own scans, its parents', and what the run saw before a withdrawal.
 
@@ -89,6 +103,8 @@ def seen_table(
         earlier: table of the checkpoint this run continues from. Those who are in it and no longer in `own`
             have withdrawn: their ids stay, their fingerprints do not.
         run: name of the run, where `earlier` is given.
+        index: of the shard set. Who is in it has not withdrawn, and only left the run's few-shot subset,
+            which a withdrawal changes: the fingerprint stays.
 
     Raises:
         CheckpointError: a parent is missing, damaged, or has no table.
@@ -98,17 +114,23 @@ def seen_table(
     else:  # whose table has all that its parents' had: they may be gone by now
         tables = [own, earlier.filter(pc.not_equal(earlier["run"], run))]
         before = earlier.filter(pc.equal(earlier["run"], run))
-        here = set(zip(*(own[n].to_pylist() for n in ("subject", "session")), strict=True))
-        keys = zip(*(before[n].to_pylist() for n in ("subject", "session")), strict=True)
-        gone = before.filter(pa.array([key not in here for key in keys], pa.bool_()))
+        here, stored = set(_sessions(own)), set(_sessions(index) if index is not None else ())
+        left = before.filter(pa.array([key not in here for key in _sessions(before)], pa.bool_()))
+        there = pa.array([key in stored for key in _sessions(left)], pa.bool_())
+        gone = left.filter(pc.invert(there))
         nothing = pa.nulls(gone.num_rows, SEEN.field("fingerprint").type)
-        tables.append(gone.set_column(SEEN.names.index("fingerprint"), "fingerprint", nothing))
+        gone = gone.set_column(SEEN.names.index("fingerprint"), "fingerprint", nothing)
+        tables += [left.filter(there), gone]
     both = pa.concat_tables([t.select(SEEN.names).cast(SEEN) for t in tables])
     # Two parents may share an ancestor.
     names = [n for n in SEEN.names if n != "fingerprint"]
     twice = both.append_column("place", pa.array(range(both.num_rows), pa.int64()))
     first = twice.group_by(names).aggregate([("place", "min")])["place_min"].to_numpy()
     return both.take(pa.array(np.sort(first))).combine_chunks()
+
+
+def _sessions(table: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(*(table[name].to_pylist() for name in ("subject", "session")), strict=True))
 
 
 def encode_seen(table: pa.Table, parents: Sequence[str] = ()) -> bytes:

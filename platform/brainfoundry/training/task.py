@@ -9,6 +9,7 @@ from typing import Any
 from brainfoundry.core import files
 from brainfoundry.stream.plan import PlanSpec
 from brainfoundry.training.config import TrainConfig
+from brainfoundry.training.probe_spec import ProbeSpec
 from brainfoundry.training.volumes import VolumeSpec
 
 
@@ -41,6 +42,8 @@ class TrainTask:
     """Held-out volumes; None where nobody with a mask is held out, or crops are validated."""
     beside: bool = False
     """Volumes are validated beside the training, by Ray Train, not by the workers."""
+    probe: ProbeSpec | None = None
+    """Whom the probe looks at; None: there is none."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the card that hold for the whole run."""
     history: tuple[Mapping[str, Any], ...] = ()

@@ -15,7 +15,8 @@ from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.evaluation import evaluate_run, page_of
 from brainfoundry.training.launch import train
 from brainfoundry.training.resolve import plan_of, resolve_task, storage_of
-from brainfoundry.training.runs import find_place, identity_hash, in_steps
+from brainfoundry.training.runs import RunPlace, find_place, identity_hash, in_steps
+from brainfoundry.training.task import TrainTask
 
 ALIASES = {
     "--shards": "--data.shards",
@@ -26,6 +27,21 @@ ALIASES = {
     "--steps": "--optim.steps",
     "--workers": "--cluster.workers",
 }
+
+
+def prepare(config: TrainConfig, shards: ShardSet) -> tuple[TrainTask, RunPlace]:
+    """The run that a configuration means on a shard set, resolved, and where it lives.
+
+    The same name and storage go on where the newest checkpoint left off, also after a withdrawal. The run is
+    held against its test sets here (--data.guard), before anything starts.
+
+    Raises:
+        BrainFoundryError: as `resolve_task`, and `runs.find_place`.
+    """
+    subjects = Plan.open(shards, plan_of(config)).n_subjects
+    config = in_steps(config, storage_of(config), identity_hash(shards.meta), subjects)
+    place = find_place(config, storage_of(config), identity_hash(shards.meta))
+    return resolve_task(config, shards, place), place
 
 
 def train_job(config: TrainConfig, ensure_demo: Callable[..., str]) -> None:
@@ -49,13 +65,7 @@ def train_job(config: TrainConfig, ensure_demo: Callable[..., str]) -> None:
             )
         shards_uri = ensure_demo(Path(paths.home()) / "demo", make=not config.dry_run)
     shards = ShardSet.open(shards_uri)
-    subjects = Plan.open(shards_uri, plan_of(config)).n_subjects
-    config = in_steps(config, storage_of(config), identity_hash(shards.meta), subjects)
-
-    # Run: same name and storage go on where the newest checkpoint left off, also after a withdrawal.
-    # It is held against its test sets here (--data.guard), before anything starts.
-    place = find_place(config, storage_of(config), identity_hash(shards.meta))
-    task = resolve_task(config, shards, place)
+    task, place = prepare(config, shards)
     report.announce(task, shards, place)
     if config.dry_run:
         print("dry run: nothing was started")

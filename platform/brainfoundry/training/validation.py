@@ -47,7 +47,7 @@ class Validation:
         self._volumes: VolumeValidator | None = None
         if task.validation is None:
             return
-        held_out = Plan.from_index(shards.index, task.validation)
+        held_out = Plan.open(shards, task.validation)
         self._plan_hash = held_out.hash
         if task.volumes is not None:
             self._volumes = VolumeValidator(task, rank=rank, world=world)

@@ -17,13 +17,14 @@ from brainfoundry.core.errors import CheckpointError
 from brainfoundry.core.rng import hash64_int, key_of
 from brainfoundry.inference.volume import Box, brain_box, predict_probabilities
 from brainfoundry.inference.windows import WindowSpec
-from brainfoundry.models import EncoderSpec, build_segmenter
+from brainfoundry.models import EncoderSpec
 from brainfoundry.pretext.intensity import normalise
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.batch import BatchReader
 from brainfoundry.stream.folds import split_view
 from brainfoundry.stream.plan import CROP_METADATA, PLAN_SCHEMA
 from brainfoundry.tasks.base import load_task
+from brainfoundry.tasks.segmentation import NetworkSpec
 from brainfoundry.training import checkpoint
 from brainfoundry.training.card import Card
 
@@ -139,11 +140,13 @@ def load_segmenter(uri: str, device: torch.device | str = "cpu") -> tuple[nn.Mod
             file=uri,
             fix="fine-tune it first: jobs/finetune_brats.py --init.checkpoint ...",
         )
-    # Faster on a CPU, MONAI's own elsewhere, the same numbers.
-    spec = EncoderSpec.from_dict({**found.card.encoder, "attention": "segments"})
-    network = build_segmenter(spec, len(found.card.task["regions"]))
+    card = found.card
+    spec = NetworkSpec(family=card.family, options=card.family_options, crop=card.crop)
+    # Attention: faster on a CPU, MONAI's own elsewhere, the same numbers.
+    encoder = {"in_channels": len(card.modalities), **card.encoder, "attention": "segments"}
+    network = spec.build(EncoderSpec.from_dict(encoder), len(card.task["regions"]))
     network.load_state_dict(found.model)
-    return network.to(device).eval(), found.card
+    return network.to(device).eval(), card
 
 
 def score_sessions(

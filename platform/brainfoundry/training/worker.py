@@ -33,11 +33,13 @@ from brainfoundry.training.feed import feed
 from brainfoundry.training.initialise import initialise, parameter_groups
 from brainfoundry.training.meter import Meter
 from brainfoundry.training.objectives import objective_of
+from brainfoundry.training.probe import Probe
 from brainfoundry.training.receipt_log import ReceiptWriter, attempt_name, attempts
 from brainfoundry.training.reporter import Reporter
 from brainfoundry.training.resources import memory_gb, peak_flops, set_threads
 from brainfoundry.training.seen import encode_seen, load_seen, own_scans, seen_table
 from brainfoundry.training.task import TrainTask
+from brainfoundry.training.usage import Usage
 from brainfoundry.training.validation import Validation
 
 
@@ -48,6 +50,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     set_threads(task.config.cluster.threads, context.get_local_world_size())
     device = ray.train.torch.get_device()
+    usage = Usage(device, rank=rank, world=world)
     if device.type == "cpu" and task.config.cluster.keep_freed_memory:
         keep_freed_memory()
 
@@ -59,7 +62,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         engine.load(found.model, found.state, found.uri)
 
     shards = ShardSet.open(task.shards)
-    plan = Plan.from_index(shards.index, task.plan)
+    plan = Plan.open(shards, task.plan)
     if (plan.hash, shards.meta.manifest_hash) != (task.card["plan_hash"], task.card["manifest_hash"]):
         raise DataError(
             "the shard set has changed since this job was submitted",
@@ -74,9 +77,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         crops_per_group=plan.crops_per_group,
         prefetch=1,
     )
+    attempt = _attempt(task, device, rank)
     receipt = ReceiptWriter(
         task.run_dir,
-        attempt=_attempt(task, device, rank),
+        attempt=attempt,
         rank=rank,
         world=world,
         first_step=start,
@@ -94,9 +98,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     meter = Meter(
         crops_per_step=plan.crops_per_step, workers=world, gpus=world if device.type == "cuda" else 0
     )
-    loop = _Loop(task, engine, validation, meter, receipt, reporter, writer)
+    probe = Probe(task.probe, rank=rank, world=world) if task.probe else None
+    loop = _Loop(task, engine, validation, meter, receipt, reporter, writer, probe)
     try:
         result = loop.run(feed(stream, device), start)
+        result |= usage.totals(task.run_dir, attempt)
+        result["parameters"] = sum(weights.numel() for weights in engine.bare.parameters())
     except BaseException as error:
         receipt.close("failed")
         if reporter:
@@ -114,15 +121,15 @@ def build_network(task: TrainTask, *, fresh: bool = True) -> tuple[nn.Module, Tr
     """The network of the run, on the CPU, with its seeded start.
 
     Args:
-        fresh: take weights over from the run's parent; not where a checkpoint of its own follows.
+        fresh: take weights over from the run's parent, or from CT; not where a checkpoint of its own follows.
 
     Returns:
-        The network, and what became of every tensor of the parent (None without).
+        The network, and what became of every tensor taken over (None without).
     """
     config = task.config
     torch.manual_seed(hash64_int(config.data.seed, 0) >> 1)  # every worker starts from the same weights
     network = objective_of(config, task.scheme).network(EncoderSpec.from_dict(task.card["encoder"]))
-    if not fresh or task.parent is None:
+    if not fresh:
         return network, None
     return network, initialise(network, replace(config.init, checkpoint=task.parent), task.modalities)
 
@@ -164,11 +171,11 @@ def _checkpoint_writer(task: TrainTask, shards: ShardSet, start: int) -> checkpo
     """The writer, with the table of everybody the run and its ancestors see, made once."""
     own = own_scans(
         shards, sorted(set(task.fed_by)), run=task.name, stage=str(task.card["stage"]),
-        held_out_fold=task.plan.fold,
+        held_out_fold=task.plan.fold, share=task.plan.share, draw=task.plan.draw,
     )  # fmt: skip
     parents = tuple(task.card.get("parents", ()))
     earlier = load_seen(checkpoint.checkpoint_uri(task.checkpoints, start)) if start else None
-    table = seen_table(own, parents, earlier=earlier, run=task.name)
+    table = seen_table(own, parents, earlier=earlier, run=task.name, index=shards.index)
     keep = task.config.keep
     return checkpoint.CheckpointWriter(
         task.checkpoints, keep_last=keep.keep_last, best_by=keep.best_by, seen=encode_seen(table, parents),
@@ -192,12 +199,16 @@ class _Loop:
     receipt: ReceiptWriter
     reporter: Reporter | None
     writer: checkpoint.CheckpointWriter | None
+    probe: Probe | None = None
 
     def run(self, batches: Iterator[CropBatch], start: int) -> dict[str, Any]:
         """Steps `start` to the last; the summary."""
         keep, steps = self.task.config.keep, self.task.config.optim.steps
         pending: list[torch.Tensor] = []
         self.validation.resume()
+        if start == 0 and self.probe is not None:
+            self._look(0)
+            self.meter.reset()
         for step in range(start, steps):
             with self.meter.waiting():
                 batch = next(batches)
@@ -211,7 +222,8 @@ class _Loop:
             final = done == steps
             validate = self.validation.possible and (final or _due(done, keep.validate_every))
             save = final or _due(done, keep.checkpoint_every) or (validate and self.validation.of_checkpoints)
-            if not (validate or save or _due(done, keep.log_every)):
+            look = self.probe is not None and (final or _due(done, self.probe.spec.every))
+            if not (validate or save or look or _due(done, keep.log_every)):
                 continue
             records = _mean_over_workers(torch.stack(pending))
             self.receipt.flush(force=save)  # before the checkpoint: what is in the weights is in the receipt
@@ -223,9 +235,11 @@ class _Loop:
             self.meter.reset()
             self.validation.between()
             metrics = self.validation.at(done) if validate else {}
+            if look:
+                metrics = metrics | self._look(done)
             if save:
                 self._save(done, metrics)
-            if validate or save:
+            if validate or save or look:
                 self.meter.reset()
         self.validation.end()
         best = self.writer.best_step if self.writer else None
@@ -236,6 +250,15 @@ class _Loop:
             "checkpoint": checkpoint.checkpoint_uri(self.task.checkpoints, steps),
             "best_checkpoint": checkpoint.checkpoint_uri(self.task.checkpoints, best) if best else None,
         }
+
+    def _look(self, done: int) -> dict[str, float]:
+        """The probe's figures after `done` steps; none where there is no probe."""
+        if self.probe is None:
+            return {}
+        found, seconds = self.probe.at(self.engine)
+        if self.reporter:
+            self.reporter.validation(done, {**found, "probe/seconds": seconds}, None)
+        return found
 
     def _save(self, done: int, metrics: dict[str, float]) -> None:
         if self.writer is None:

@@ -26,16 +26,21 @@ _PLANES = (("sagittal", 0, ""), ("coronal", 1, "L → R"), ("axial", 2, "L → R
 
 
 def loss_figure(*histories: History, title: str) -> bytes:
-    """PNG of the loss and its parts over the steps, training and held-out, with the learning rate below.
+    """PNG of the loss and its parts over the steps, training and held-out, with the learning rate below, and
+    the probe's Dice where there was a probe.
 
     Args:
-        histories: rows of `step` and metrics (`train/total`, `train/<part>`, `val/<the same>`, `train/lr`);
-            of several values for a step the first counts.
+        histories: rows of `step` and metrics (`train/total`, `train/<part>`, `val/<the same>`, `train/lr`,
+            `probe/dice_<region>`); of several values for a step the first counts.
         title: heading, the run's name.
     """
     curves = _curves(histories)
-    figure = _figure(8.0, 6.0)
-    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    probed = sorted(k for k in curves if k.startswith("probe/dice_"))
+    figure = _figure(8.0, 7.5 if probed else 6.0)
+    heights = [3, 1, 1.5] if probed else [3, 1]
+    upper, lower, *more = figure.subplots(
+        len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}
+    )
     names = {k.partition("/")[2] for k in curves if k.startswith(("train/", "val/"))} - _NO_LOSSES - {"total"}
     for i, name in enumerate(["total", *sorted(names)]):
         color = _COLORS[i % len(_COLORS)]
@@ -63,10 +68,16 @@ def loss_figure(*histories: History, title: str) -> bytes:
     if "train/lr" in curves:
         lower.plot(*curves["train/lr"], color="tab:gray")
     lower.set_ylabel("learning rate")
-    lower.set_xlabel("optimiser step")
-    lower.xaxis.get_major_locator().set_params(integer=True)
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    for axes in (upper, lower):
+    for axes in more:
+        for name in probed:
+            axes.plot(*curves[name], marker="o", ms=4, label=name.removeprefix("probe/"))
+        axes.set_ylabel("probe")
+        axes.legend(fontsize=8, ncols=len(probed))
+    last = more[-1] if more else lower
+    last.set_xlabel("optimiser step")
+    last.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (upper, lower, *more):
         axes.grid(alpha=0.3)
     return _png(figure, dpi=110)
 

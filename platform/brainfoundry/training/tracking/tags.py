@@ -8,10 +8,34 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from brainfoundry.core.errors import ConfigError
+
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's own: shows a run below another."""
 _PACKAGES = ("brainfoundry", "torch", "monai", "ray", "mlflow", "numpy")
+
+
+def asked_tags(parent: str | None, tags: Sequence[str]) -> dict[str, str]:
+    """The tags that a user asks for.
+
+    Args:
+        parent: MLflow run id of the run that this one is a part of.
+        tags: `name=value` texts.
+
+    Raises:
+        ConfigError: a text that is none.
+    """
+    found = {PARENT_TAG: parent} if parent else {}
+    for text in tags:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ConfigError(f"--tracking.tags {text!r} is not name=value", fix="write it as name=value")
+        found[name] = value
+    return found
 
 
 def run_tags() -> dict[str, str]:

@@ -1,0 +1,75 @@
+"""`STUDY/study.yaml`: the study as it was first submitted, so that two studies never write to one name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from brainfoundry.core import files
+from brainfoundry.core.errors import ConfigError
+from brainfoundry.experiments.records import StudyFolder
+from brainfoundry.experiments.spec import read_study
+from brainfoundry.experiments.study import StudySpec
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.training.runs import identity_hash
+from brainfoundry.training.tracking.tags import git_tags
+
+
+def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> None:
+    """Write the study down at its first submission; at a later one hold it against what was written.
+
+    A cohort counts as the same wherever it lies, and also after participants withdrew. A grid may grow: what
+    is finished stays, and `history` keeps the earlier grids.
+
+    Args:
+        cohorts: name -> shard set.
+
+    Raises:
+        ConfigError: another study of this name is there; names the first difference.
+    """
+    hashes = {name: identity_hash(ShardSet.open(uri).meta) for name, uri in sorted(cohorts.items())}
+    now: dict[str, Any] = {"study": spec.to_dict(), "manifests": hashes}
+    history: list[Any] = []
+    if files.exists(study.frozen):
+        then = yaml.safe_load(files.read_bytes(study.frozen))
+        if {name: then[name] for name in now} == now:
+            return
+        before = read_study(then["study"])
+        same = then["study"]
+        if all(point in spec.points() for point in before.points()):
+            same = {**same, "grid": now["study"]["grid"]}
+        _refuse({**then, "study": same}, now, study)
+        history = [*then["history"], then["study"]["grid"]]
+        print(f"study {study.name}: {len(spec.points()) - len(before.points())} further trials", flush=True)
+    content = {
+        **now,
+        "cohorts": {name: files.absolute(uri) for name, uri in sorted(cohorts.items())},
+        "git_commit": git_tags().get("git_commit"),
+        "history": history,
+    }
+    files.make_folder(study.uri)
+    files.write_bytes(study.frozen, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], study: StudyFolder) -> None:
+    before, after = dict(_leaves({name: then[name] for name in now})), dict(_leaves(now))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            raise ConfigError(
+                f"two studies writing to one name: {study.name} was submitted with {key} "
+                f"{before.get(key)!r}, now it is {after.get(key)!r}",
+                file=study.frozen,
+                fix="give this study another name (in its file) or another --storage, or submit the first "
+                "one again",
+            )
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list) and value:
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            yield from _leaves(part, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value

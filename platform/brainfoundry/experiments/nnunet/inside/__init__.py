@@ -1,0 +1,1 @@
+"""What runs in the Python environment of nnU-Net, which has no BrainFoundry: nothing here imports it."""

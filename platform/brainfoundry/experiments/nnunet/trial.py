@@ -1,0 +1,142 @@
+"""nnU-Net as a trial of a study: the trial says whose scans, a record puts it into the study's tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from brainfoundry.core import files
+from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.experiments.axes import matches, parse_only
+from brainfoundry.experiments.cohort import cohort_info
+from brainfoundry.experiments.nnunet.cases import Selection
+from brainfoundry.experiments.nnunet.export import Export
+from brainfoundry.experiments.nnunet.run import Trained
+from brainfoundry.experiments.node import Node
+from brainfoundry.experiments.plan import plan_study
+from brainfoundry.experiments.records import StudyFolder, TrialRecord, losses_of, scores_of, write_record
+from brainfoundry.experiments.spec import read_study
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.tasks.scores import ScoreTable
+from brainfoundry.training.finetune_config import FinetuneConfig
+from brainfoundry.training.tracking.tags import git_tags
+
+FAMILY = "nnunetv2"
+"""On the axis `family` of a study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTrial:
+    """A trial of a study that nnU-Net fills."""
+
+    study: StudyFolder
+    node: Node
+
+    @property
+    def selection(self) -> Selection:
+        """Whose scans, and in which channels."""
+        node = self.node
+        assert isinstance(node.config, FinetuneConfig) and node.test is not None
+        data = node.config.data
+        return Selection(
+            shards=node.test.shards, task=node.config.task.name, fold=data.fold,
+            test="test" if node.test.fold is None else "fold", share=data.share, draw=data.draw,
+            modalities=tuple(data.modalities), feed=tuple(data.feed),
+        )  # fmt: skip
+
+    def check(self, asked: Selection) -> None:
+        """Refuse options that say otherwise than the trial.
+
+        Raises:
+            ConfigError: names the first.
+        """
+        for field in fields(Selection):
+            value, own = getattr(asked, field.name), getattr(self.selection, field.name)
+            if value != field.default and value != own:
+                raise ConfigError(
+                    f"--{field.name} {value}, and trial {self.node.id} has {own}", file=self.study.frozen,
+                    fix=f"leave --{field.name} out: the trial says it",
+                )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """The steps of the study's other trials."""
+        return self.node.config.in_steps(self.node.subjects).optim.steps
+
+    @property
+    def folder(self) -> str:
+        """Where its run lies if nobody says otherwise: as the runs of other trials."""
+        return files.join(self.study.runs, self.node.id)
+
+
+def find_trial(folder: str, *, node: str = "", point: Sequence[str] = ()) -> StudyTrial:
+    """The trial of a study that was submitted (STORAGE/NAME).
+
+    Args:
+        node: its id, as jobs/study.py prints it.
+        point: or `axis=value` texts that it alone has among those of family nnunetv2.
+
+    Raises:
+        DataError: no study there.
+        ConfigError: no such trial, or several.
+    """
+    uri = files.absolute(folder)
+    study = StudyFolder(name=uri.rpartition("/")[2], uri=uri)
+    if not files.exists(study.frozen):
+        raise DataError(
+            "there is no study here", file=study.frozen,
+            fix="submit it with jobs/study.py, and name its folder, STORAGE/NAME",
+        )  # fmt: skip
+    frozen = yaml.safe_load(files.read_bytes(study.frozen))
+    spec = read_study(frozen["study"], file=study.frozen)
+    infos = {name: cohort_info(ShardSet.open(shards)) for name, shards in frozen["cohorts"].items()}
+    nodes = plan_study(spec, infos, uri.rpartition("/")[0])
+    ours = [n for n in nodes if n.kind == "external" and n.point["family"] == FAMILY]
+    if not ours:
+        raise ConfigError(
+            f"study {study.name} has no trials of family {FAMILY}", file=study.frozen,
+            fix=f"add {FAMILY} to its externals and its grid",
+        )  # fmt: skip
+    wanted = parse_only(point, [n.point for n in ours])
+    found = [n for n in ours if (not node or n.id == node) and matches(n.point, wanted)]
+    if len(found) == 1:
+        return StudyTrial(study=study, node=found[0])
+    raise ConfigError(
+        f"{len(found)} trials of {FAMILY} are {' '.join([node, *point]).strip() or 'in the study'}",
+        file=study.frozen, fix=f"name one: --node {' or '.join(n.id for n in (found or ours))}",
+    )  # fmt: skip
+
+
+def record_trial(trial: StudyTrial, export: Export, trained: Trained, table: ScoreTable) -> TrialRecord:
+    """Write scores, losses and record into the study; from then on it counts as done."""
+    study, node = trial.study, trial.node
+    for name in ("scores", "losses"):
+        files.make_folder(files.join(study.uri, name))
+    table.to_parquet(study.absolute(scores_of(node.id)))
+    sink = io.BytesIO()
+    schema = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
+    pq.write_table(pa.Table.from_pylist(list(trained.summary["losses"]), schema), sink, compression="zstd")
+    files.write_bytes(study.absolute(losses_of(node.id)), sink.getvalue())
+    seconds = float(trained.summary["seconds"])
+    assert node.test is not None
+    record = TrialRecord(
+        study=study.name, id=node.id, kind="external", role="trial", point=dict(node.point), state="finished",
+        run_dir=export.folder, checkpoint=str(trained.checkpoint), steps=int(trained.summary["steps"]),
+        parameters=int(trained.summary["parameters"]), seconds=seconds, device_hours=seconds / 3600,
+        device=trained.device, scores=scores_of(node.id), losses=losses_of(node.id), leaks=export.leaks,
+        test={
+            "shards": export.shards, "manifest_hash": export.manifest_hash, "split": node.test.split,
+            "fold": node.test.fold, "subjects": len({subject for subject, _ in table.keys}),
+        },
+        metrics={line.metric: line.mean for line in table.summary() if line.defined},
+        git_commit=git_tags().get("git_commit"), started=trained.started,
+        ended=datetime.now(UTC).isoformat(timespec="seconds"), attempts=trained.attempts,
+    )  # fmt: skip
+    write_record(study, record)
+    return record

@@ -1,0 +1,180 @@
+"""What every job that runs a study does once it has its options: plan, cost, run, what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from brainfoundry.core import files, paths
+from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.ray_session import connect
+from brainfoundry.experiments.board import outcome
+from brainfoundry.experiments.cohort import cohort_info
+from brainfoundry.experiments.cost import calibration_of, estimate_study, read_calibration
+from brainfoundry.experiments.demo import demo_cohorts, is_demo
+from brainfoundry.experiments.driver import Outcome, StudyOptions, metric_of, run_study
+from brainfoundry.experiments.mlflow_view import view_url
+from brainfoundry.experiments.node import Node
+from brainfoundry.experiments.plan import plan_study
+from brainfoundry.experiments.records import read_records
+from brainfoundry.experiments.spec import load_study
+from brainfoundry.experiments.study import StudySpec
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.training.tracking.uri import resolve_uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Which study, on which cohorts, and where."""
+
+    study: Annotated[str, tyro.conf.Positional] = "demo"
+    """One of ours by its name (table4, table5, table6, table8, table9, fig4, ...), or the path of a YAML file
+    of your own."""
+    cohorts: tuple[str, ...] = ()
+    """Shard sets of the study's cohorts, as NAME=URI: `ukb=/data/ukb-shards brats=s3://bucket/brats`. A study
+    of demo presets makes its own when none is named."""
+    preset: str = ""
+    """One of the study file's presets, which replaces some of its keys; "" = the file as it is."""
+    storage: str | None = None
+    """Folder or URI of studies that all nodes see; this one lies in STORAGE/NAME. Default: studies/ below
+    $BRAINFOUNDRY_HOME."""
+    only: tuple[str, ...] = ()
+    """Run these trials alone, with what they start from: axis=value texts such as `fold=0 share=5,10`."""
+    weights: tuple[str, ...] = ()
+    """Files of your own that trials start from, as NAME=FILE: `ct=model_swinvit.pt`."""
+    devices: tuple[int, ...] = ()
+    """How many GPUs (or machines without) there may be, for the time it takes: one or several numbers."""
+    calibration: str = ""
+    """Measured steps (JSON) to estimate the cost by; "" = those of the study's own finished runs, else
+    arithmetic."""
+    retries: int = 2
+    """How often a trial that died is begun again, from its newest checkpoint."""
+    tracking_uri: str | None = None
+    """MLflow tracking server or store; default $MLFLOW_TRACKING_URI, else a local sqlite file below the home
+    folder."""
+    dry_run: bool = False
+    """Print trials, cost, time and disk beside the paper's times, and what is done; start nothing."""
+
+
+class Presets(Mapping[str, StudyConfig]):
+    """A job's default with `--preset`, whose names are the study file's own: any is taken, to be looked up
+    there."""
+
+    def __init__(self, default: StudyConfig) -> None:
+        self._default = default
+
+    def __getitem__(self, name: str) -> StudyConfig:
+        return replace(self._default, preset=name)
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("NAME",))  # what --help shows
+
+    def __len__(self) -> int:
+        return 1
+
+
+def study_job(config: StudyConfig) -> int:
+    """Plan a study, run what is not done of it, and say what came of it; the exit status.
+
+    Raises:
+        BrainFoundryError: whatever keeps the study from starting, or stopped it.
+    """
+    spec = load_study(config.study, config.preset)
+    shards = cohorts_of(config, spec)
+    infos = {name: cohort_info(ShardSet.open(uri)) for name, uri in shards.items()}
+    storage = files.absolute(config.storage or str(paths.home() / "studies"))
+    weights = pairs("--weights", config.weights)
+    nodes = plan_study(spec, infos, storage, weights=weights, only=_whole(config.only))
+    folder = files.join(storage, spec.name)
+    announce(spec, nodes, folder, config)
+    if config.dry_run:
+        print("dry run: nothing was started")
+        return 0
+
+    # The trials' own messages go to Ray's logs; the driver is the one voice.
+    quiet = not os.environ.get("BRAINFOUNDRY_DEBUG")
+    print(f"joined {connect(log_to_driver=not quiet)}", flush=True)
+    options = StudyOptions(cohorts=shards, retries=config.retries, tracking=config.tracking_uri)
+    found = run_study(spec, nodes, folder, options)
+    return summarise(spec, nodes, folder, found, config.tracking_uri)
+
+
+def cohorts_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:
+    """The shard sets that were named, or the demo's own."""
+    named = pairs("--cohorts", config.cohorts)
+    if not named and is_demo(spec):
+        return demo_cohorts(spec, Path(paths.home()) / "demo", make=not config.dry_run)
+    return {name: files.absolute(uri) for name, uri in named.items()}
+
+
+def _whole(only: Sequence[str]) -> list[str]:
+    """`share=5,10` in one piece: the command line splits values at commas."""
+    found: list[str] = []
+    for text in only:
+        if "=" in text or not found:
+            found.append(text)
+        else:
+            found[-1] += f",{text}"
+    return found
+
+
+def pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping.
+
+    Raises:
+        ConfigError: one is not of that form, or a name is there twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            raise ConfigError(
+                f"{flag} {text!r} is not NAME=VALUE", fix="name each once, such as brats=/data/b"
+            )
+        found[name] = value
+    return found
+
+
+def announce(spec: StudySpec, nodes: Sequence[Node], folder: str, config: StudyConfig) -> None:
+    """What there is to run, what is done, and what the rest will cost."""
+    records = read_records(folder)
+    known = read_calibration(config.calibration) if config.calibration else calibration_of(nodes, records)
+    cost = estimate_study(nodes, records, known, searched=spec.search.trials if spec.search else 0)
+    print(f"{spec.title}\nstudy {spec.name} in {folder}")
+    print(cost.text(devices=config.devices), flush=True)
+
+
+def summarise(
+    spec: StudySpec, nodes: Sequence[Node], folder: str, found: Outcome, tracking: str | None
+) -> int:
+    """A line for each trial, what failed, and where to look."""
+    print(f"\nstudy {spec.name}:")
+    for node in nodes:
+        record = found.records.get(node.id)
+        if record is not None and node.role == "trial":
+            print(f"  {node.id}: {outcome(record, metric_of(spec))}")
+    for name, command in found.external.items():
+        print(f"  {name}: not run here, filled by: {command}")
+    print(f"  records: {files.join(folder, 'records')}")
+    link = view_url(resolve_uri(tracking, str(paths.home())), spec.name)
+    if link:
+        print(f"  MLflow:  {link}")
+    print(f"  tables and figures: python jobs/report_study.py {folder}")
+    sys.stdout.flush()
+    for name in found.failed:
+        print(f"failed: {name}: {found.records[name].error}", file=sys.stderr)
+    for name, blocker in found.waiting.items():
+        print(f"waits: {name} for {blocker}", file=sys.stderr)
+    if found.failed or found.waiting:
+        print("submit the study again to try these; what is done stays", file=sys.stderr, flush=True)
+        return 1
+    return 0
