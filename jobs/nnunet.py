@@ -106,6 +106,8 @@ def main(config: NnunetConfig) -> None:
         plan_export(selection, out, dataset_id=config.dataset_id, allow_leak=config.allow_leak)
         if exports else Export.open(out)
     )  # fmt: skip
+    if trial is not None and not exports:
+        trial.check_export(export)
     run = None
     if environment is not None:
         steps = config.steps or (trial.steps if trial else STEPS)

@@ -41,8 +41,9 @@ from brainfoundry.training.tracking.spool import read_history
 from brainfoundry.training.tracking.tags import git_tags
 from brainfoundry.training.train_job import prepare
 
-_DELIVERY_S = 60.0
-"""Longest wait for MLflow at the end of a trial; what it does not take waits in the run's spool."""
+_DELIVERY_S, _SILENT_S = 60.0, 2.0
+"""Longest wait for MLflow at the end of a trial, and where it did not answer the training either. What it does
+not take waits in the run's spool."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ def _track(task: TrainTask, tested: _Tested | None, summary: Mapping[str, Any], 
     speed = summary.get("last", {}).get("speed/crops_per_s")
     if speed is not None:
         tracker.metrics(int(summary["steps"]), {"crops_per_s": float(speed)})
-    tracker.close("FINISHED", timeout_s=_DELIVERY_S)
+    answered = summary.get("tracking_delivered", True)
+    tracker.close("FINISHED", timeout_s=_DELIVERY_S if answered else _SILENT_S)
     return tracker.run_id or summary.get("run_id")
 
 

@@ -139,6 +139,9 @@ class _Told(tune.Callback):
     def __init__(self, study: StudyFolder, make: Make, board: Board) -> None:
         self._study, self._make, self._board = study, make, board
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks, to restore what we never restore; a board cannot be pickled
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._board.started(self._make(trial.config).node.id)
 

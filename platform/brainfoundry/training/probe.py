@@ -8,6 +8,7 @@ reaches the training: weights, optimiser, order and random numbers stay as they 
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from brainfoundry.core.errors import DataError
 from brainfoundry.inference.volume import window_box
 from brainfoundry.inference.windows import WindowSpec, sliding_window, window_starts
+from brainfoundry.models.attention import install_attention
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.tasks.base import load_task
 from brainfoundry.training.engine import Engine
@@ -75,12 +77,11 @@ class Probe:
         """
         began = time.perf_counter()
         network: Any = engine.best
-        training = network.training
-        network.eval()
-        try:
-            found = self._look(network.swinViT, engine)
-        finally:
-            network.train(training)
+        # A copy: nothing of the network in training is touched, and on a CPU its attention may be the fast
+        # one, of the same numbers.
+        encoder = copy.deepcopy(network.swinViT).eval()
+        install_attention(encoder, "segments")
+        found = self._look(encoder, engine)
         return found, time.perf_counter() - began
 
     def _look(self, encoder: Any, engine: Engine) -> dict[str, float]:

@@ -18,7 +18,7 @@ def plan_and_preprocess_entry():
 """
 
 _TRAIN = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, subprocess, sys, time
 def run_training_entry():
     folder = pathlib.Path(os.environ["nnUNet_raw"]).parent
     with (folder / "calls.txt").open("a") as calls:
@@ -33,6 +33,9 @@ def run_training_entry():
     if (folder / "hang").exists():
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(600)
+    if (folder / "killed").exists():
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        os.kill(os.getpid(), signal.SIGKILL)
     if (folder / "crash").exists():
         sys.exit("RuntimeError: no memory left")
     losses = [{"step": steps, "name": name, "value": 0.5} for name in ("train/total", "val/total")]
@@ -54,10 +57,10 @@ def predict_entry_point():
     for path in sorted((dataset / "imagesTs").glob("*_0000.nii.gz")):
         case = path.name.removesuffix("_0000.nii.gz")
         if not (out / f"{case}.nii.gz").exists():
-            print(f"Predicting {case}:")
             image = nibabel.load(path)
             mask = (image.get_fdata() > 0).astype(numpy.uint8)
             nibabel.save(nibabel.Nifti1Image(mask, image.affine), out / f"{case}.nii.gz")
+            print(f"done with {case}")
 """
 
 
@@ -85,6 +88,8 @@ def make_python(folder: Path, *, installed: bool = True, trainers: bool = True) 
         (packages / name).parent.mkdir(parents=True, exist_ok=True)
         (packages / name).write_text(text)
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{packages}" exec "{sys.executable}" "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{packages}${{PYTHONPATH:+:$PYTHONPATH}}" exec "{sys.executable}" "$@"\n'
+    )
     python.chmod(0o755)
     return str(python)

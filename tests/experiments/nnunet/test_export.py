@@ -1,6 +1,7 @@
 """A shard set as nnU-Net's raw data set: who is in it, under what names, and with what voxels."""
 
 import csv
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,19 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from brainfoundry.cohorts.brats import read_brats
 from brainfoundry.cohorts.few_shot import few_shot
+from brainfoundry.cohorts.intake import IntakeRules
 from brainfoundry.cohorts.manifest import read_manifest
 from brainfoundry.core.errors import ConfigError, DataError
-from brainfoundry.experiments.nnunet.cases import Selection, named, select_cases
-from brainfoundry.experiments.nnunet.export import Export, export_dataset, plan_export
+from brainfoundry.experiments.nnunet.cases import Case, Selection, named, select_cases
+from brainfoundry.experiments.nnunet.export import Export, export_dataset, plan_export, scan_of
+from brainfoundry.store.convert import convert, inline
 from brainfoundry.store.meta import manifest_uri
 from brainfoundry.store.reader import ShardSet
+from brainfoundry.store.shard_task import ConvertSpec
 from brainfoundry.stream.folds import few_shot_subset, split_view
+from tests.store.builders import brain, nifti, put_brats
 from tests.training.labelled import tumour
 
 
@@ -138,7 +144,7 @@ def test_names_that_nnunet_takes() -> None:
 
 
 def test_another_export_in_the_folder_is_refused(exported: Export) -> None:
-    with pytest.raises(ConfigError, match="holds another export: share was 100.0, now it is 50.0"):
+    with pytest.raises(ConfigError, match=r"holds another export: share was 100\.0, now it is 50\.0"):
         export_dataset(replace(exported, share=50.0))
     moved = replace(exported, shards=exported.shards + "/../shares")
     assert Export.open(export_dataset(moved).folder).shards == moved.shards
@@ -163,3 +169,22 @@ def test_bad_input(shards: str, small_unlabelled: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the shard set has no masks"):
         plan_export(Selection(shards=small_unlabelled), out)
     assert not any(tmp_path.iterdir())
+
+
+def test_floats_keep_their_background_and_what_is_missing_is_zero(tmp_path: Path) -> None:
+    subject = put_brats(tmp_path / "brats", 1, tumour(1))
+    folder = tmp_path / "brats" / subject
+    (folder / f"{subject}_t1.nii.gz").unlink()
+    values = brain(3).astype(np.float32) * np.float32(-0.37)
+    (folder / f"{subject}_flair.nii.gz").write_bytes(gzip.compress(nifti(values)))
+    rules = IntakeRules(modalities=("FLAIR", "T1w"), optional=("T1w",), labels="required", min_slices=10)
+    manifest = read_brats(str(tmp_path / "brats"), str(tmp_path / "intake.parquet"), rules)
+    convert(manifest, str(tmp_path / "shards"), ConvertSpec(min_slices=10), executor=inline)
+    opened = ShardSet.open(str(tmp_path / "shards"))
+    session = Case(name="c", part="test", subject=subject, session="", shard=0, row=0)
+    flair, t1 = (scan_of(opened, session, modality) for modality in ("FLAIR", "T1w"))
+    source = values[::-1]  # R to L stored, RAS written
+    assert flair.get_data_dtype() == np.float32
+    assert np.array_equal(flair.get_fdata() == 0, source == 0)
+    assert np.allclose(flair.get_fdata(), source, atol=0.01)  # quantised to 16 bits
+    assert t1.get_data_dtype() == np.int16 and not t1.get_fdata().any()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -100,20 +102,31 @@ def lines_of(
             yield line.rstrip("\n")
         status = process.wait()
     if status:
+        how = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
         raise DataError(
-            f"{command[0]} ended with status {status}: {_last(last)}", file=log,
+            f"{command[0]} {how}: {_last(last)}", file=log,
             fix="read the log; submitted again, it goes on",
         )  # fmt: skip
 
 
 @contextmanager
 def _started(argv: Sequence[str], env: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, which it kills when its stdin closes (`inside/`)."""
+    """A process in a group of its own, which it kills when its stdin closes (`inside/`): that is when we die.
+
+    Where it dies itself (out of memory), its workers are killed here: they would hold on to its output.
+    """
     process = subprocess.Popen(
         argv, env=env, cwd=folder, text=True, errors="replace", start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
+
+    def kill_workers() -> None:
+        process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill_workers, daemon=True).start()
     try:
         yield process
     finally:

@@ -218,7 +218,7 @@ def _files(
     for channel, modality in enumerate(export.fed_by):
         yield (
             images / f"{case.name}_{channel:04d}{ENDING}",
-            partial(_scan, shards, case, modality),
+            partial(scan_of, shards, case, modality),
         )
     if case.part != "test":
         yield (
@@ -227,7 +227,7 @@ def _files(
         )
 
 
-def _scan(shards: ShardSet, case: Case, modality: str) -> nibabel.Nifti1Image:
+def scan_of(shards: ShardSet, case: Case, modality: str) -> nibabel.Nifti1Image:
     """A scan in file units: int16 where that holds it, else float32; 0 where the session came without."""
     position = shards.position(case.shard, case.row)
     (scan,) = (s for s in shards.index["scans"][position].as_py() if s["modality"] == modality)

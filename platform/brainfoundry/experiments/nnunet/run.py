@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +46,7 @@ _PLANS = {
 _BAR = re.compile(r"\b(\d+)/\d+ \[")
 """Of tqdm."""
 _STEP = re.compile(r"brainfoundry step (\d+) loss (\S+)")
-_PREDICTING = re.compile(r"Predicting (\S+):")
+_PREDICTED = re.compile(r"done with \S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,7 @@ class Trained:
     checkpoint: Path
     summary: Mapping[str, Any]
     """steps, parameters, seconds, gpu, losses."""
-    version: str
-    """Of nnunetv2."""
     device: str
-    spec: RunSpec
     started: str
     attempts: int
 
@@ -171,7 +168,7 @@ class NnunetRun:
     def _predict(self, command: tuple[str, ...], cases: int) -> None:
         with progress("nnU-Net predicts", cases, "cases") as bar:
             for line in self._lines(command):
-                if _PREDICTING.match(line):
+                if _PREDICTED.match(line):
                     bar.advance()
 
     def _lines(self, command: tuple[str, ...]) -> Iterator[str]:
@@ -189,7 +186,8 @@ class NnunetRun:
 
 def _reach(bar: Counter, step: int, note: str = "") -> None:
     """Count up to a step; a run that goes on begins where it was."""
-    bar.advance(max(0, step - bar.done), note)
+    if step > bar.done:
+        bar.advance(step - bar.done, note)
 
 
 @contextmanager
@@ -228,34 +226,35 @@ def trained(export: Export) -> Trained:
     Raises:
         DataError: there is none.
     """
-    about = files.read_json(str(Path(export.folder, "run.json")))
-    spec = RunSpec(**about["spec"])
+    about = files.read_json(str(_claim_of(export)))
+    spec = RunSpec(**{f.name: about[f.name] for f in fields(RunSpec)})
     summary = files.read_json(str(summary_of(export, spec)))
     folder = results_of(export, spec)
     return Trained(
         checkpoint=folder / "checkpoint_final.pth",
         summary=summary,
-        version=about["nnunetv2"],
         device=summary["gpu"] or device_name(torch.device("cpu")),
-        spec=spec,
         started=about["started"],
         attempts=len(list(folder.glob("training_log_*.txt"))),
     )
 
 
+def _claim_of(export: Export) -> Path:
+    return Path(export.folder, "run.json")
+
+
 def _claim(export: Export, spec: RunSpec, environment: Environment) -> None:
     """Say what is run here, or refuse where it is something else."""
-    now = {"spec": vars(spec), "nnunetv2": environment.version}
-    where = str(Path(export.folder, "run.json"))
+    now = {**asdict(spec), "nnunetv2": environment.version}
+    where = str(_claim_of(export))
     if not files.exists(where):
         files.write_json(where, {**now, "started": datetime.now(UTC).isoformat(timespec="seconds")})
         return
     then = files.read_json(where)
-    before = {**then["spec"], "nnunetv2": then["nnunetv2"]}
-    for name, value in {**now["spec"], "nnunetv2": now["nnunetv2"]}.items():  # type: ignore[dict-item]
-        if before.get(name) != value:
+    for name, value in now.items():
+        if then.get(name) != value:
             raise ConfigError(
-                f"this folder holds another run: {name} was {before.get(name)}, now it is {value}",
+                f"this folder holds another run: {name} was {then.get(name)}, now it is {value}",
                 file=export.folder, fix="name another --out, or give the option as it was",
             )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.experiments.axes import matches, parse_only
 from brainfoundry.experiments.cohort import cohort_info
 from brainfoundry.experiments.nnunet.cases import Selection
-from brainfoundry.experiments.nnunet.export import Export
+from brainfoundry.experiments.nnunet.export import Export, plan_export
 from brainfoundry.experiments.nnunet.run import Trained
 from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.plan import plan_study
@@ -63,6 +63,19 @@ class StudyTrial:
                     f"--{field.name} {value}, and trial {self.node.id} has {own}", file=self.study.frozen,
                     fix=f"leave --{field.name} out: the trial says it",
                 )  # fmt: skip
+
+    def check_export(self, export: Export) -> None:
+        """Refuse an export of something else.
+
+        Raises:
+            ConfigError: other subjects, channels or masks than the trial's.
+        """
+        own = plan_export(self.selection, export.folder, dataset_id=export.dataset_id, allow_leak=True)
+        if replace(own, shards=export.shards, leaks=export.leaks) != export:
+            raise ConfigError(
+                f"the export in this folder is not of trial {self.node.id}", file=export.folder,
+                fix="name the trial's own --out, or another trial",
+            )  # fmt: skip
 
     @property
     def steps(self) -> int:

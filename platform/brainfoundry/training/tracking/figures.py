@@ -72,7 +72,7 @@ def loss_figure(*histories: History, title: str) -> bytes:
     for axes in more:
         for name in probed:
             axes.plot(*curves[name], marker="o", ms=4, label=name.removeprefix("probe/"))
-        axes.set_ylabel("probe")
+        axes.set_ylabel("probe, Dice")
         axes.legend(fontsize=8, ncols=len(probed))
     last = more[-1] if more else lower
     last.set_xlabel("optimiser step")

@@ -1,0 +1,385 @@
+"""How a study is driven: what runs when, what waits, what is done again; who may drive, and on how much."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brainfoundry.core.errors import ClusterError, ConfigError
+from brainfoundry.experiments import driver
+from brainfoundry.experiments.board import Board
+from brainfoundry.experiments.capacity import Footprint, at_once, fits, footprint
+from brainfoundry.experiments.cohort import cohort_info
+from brainfoundry.experiments.driver import Outcome, StudyOptions, run_study
+from brainfoundry.experiments.freeze import freeze
+from brainfoundry.experiments.lock import StudyLock, driving
+from brainfoundry.experiments.node import Node, before
+from brainfoundry.experiments.plan import plan_study
+from brainfoundry.experiments.records import StudyFolder, read_records, write_record
+from brainfoundry.experiments.spec import read_study
+from brainfoundry.experiments.study import StudySpec
+from brainfoundry.experiments.wave import Work
+from brainfoundry.store.reader import ShardSet
+from brainfoundry.store.resplit import resplit
+from brainfoundry.training.config import ClusterConfig
+from tests.experiments.test_records import record
+from tests.experiments.trained import NOWHERE, node, study_folder
+from tests.training.labelled import make_labelled
+
+OPTIONS = {
+    "data.crop": [64, 32, 32], "optim.steps": 6, "optim.warmup": 1, "cluster.cpus_per_worker": 0.5,
+    "cluster.threads": 1, "keep.validate_every": 2, "keep.checkpoint_every": 1, "keep.log_every": 1,
+}  # fmt: skip
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A study on one tiny cohort: a pretraining run, and trials with and without it."""
+    run = {"cohort": "tiny", "recipe": "brats", "preset": "demo", "options": OPTIONS}
+    value = {
+        "version": 1, "name": "mini", "title": "A study in miniature", "task": "brats", "tables": ["table9"],
+        "stages": {"stage2": run}, "finetune": run, "inits": {"scratch": [], "stage2": ["stage2"]},
+        "grid": [{"size": "nano", "init": ["scratch", "stage2"]}],
+        "primary": {"metric": "dice_mean", "axis": "init", "arms": ["scratch", "stage2"]},
+    }  # fmt: skip
+    return {**value, **changes}
+
+
+class Waves:
+    """Stands in for `run_wave`: notes what is run together, and leaves records at once."""
+
+    def __init__(self) -> None:
+        self.ran: list[list[str]] = []
+        self.work: dict[str, Work] = {}
+        self.failing: tuple[str, ...] = ()
+        self.killed_after: int | None = None
+
+    def __call__(
+        self, study: StudyFolder, make: Callable[[Mapping[str, Any]], Work], board: Board, **how: Any
+    ) -> None:
+        ((name, values),) = how["space"].items()
+        wave = [make({name: value}) for value in values["grid_search"]]
+        self.ran.append([work.node.id for work in wave])
+        for number, work in enumerate(wave):
+            if self.killed_after is not None and number >= self.killed_after:
+                raise KeyboardInterrupt
+            self.work[work.node.id] = work
+            fails = any(work.node.id.startswith(prefix) for prefix in self.failing)
+            lr = work.config.optim.lr
+            made = record(
+                work.node.id, study=study.name, kind=work.node.kind, role=work.node.role, chosen=work.chosen,
+                point=dict(work.node.point), state="failed" if fails else "finished", steps=6,
+                validation={"val/dice_mean": 1.0 - lr}, metrics={"dice_mean": 0.5} if work.node.test else {},
+                error="out of luck" if fails else "",
+            )  # fmt: skip
+            write_record(study, made)
+            board.ended(made)
+
+
+@pytest.fixture
+def waves(monkeypatch: pytest.MonkeyPatch) -> Waves:
+    made = Waves()
+    monkeypatch.setattr(driver, "run_wave", made)
+    monkeypatch.setattr(driver, "at_once", lambda configs: len(list(configs)) or 1)
+    monkeypatch.setattr(driver.ray, "nodes", lambda: [{"Alive": True}])
+    return made
+
+
+def planned(shards: str, folder: Path, **changes: Any) -> tuple[StudySpec, tuple[Node, ...]]:
+    spec = read_study(content(**changes))
+    return spec, plan_study(spec, {"tiny": cohort_info(ShardSet.open(shards))}, str(folder))
+
+
+def drive(shards: str, folder: Path, **changes: Any) -> Outcome:
+    spec, nodes = planned(shards, folder, **changes)
+    options = StudyOptions(cohorts={"tiny": shards}, tracking=NOWHERE)
+    return run_study(spec, nodes, str(folder / spec.name), options)
+
+
+def stems(names: list[str]) -> list[str]:
+    return [name.rpartition("-")[0] for name in names]
+
+
+# --- what runs when
+
+
+def test_ancestors_first_and_everything_once(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
+    found = drive(labelled_shards, tmp_path)
+    assert [sorted(stems(wave)) for wave in waves.ran] == [
+        ["ft-nano-scratch", "stage2-nano"],
+        ["ft-nano-stage2"],
+    ]
+    assert not found.failed and not found.waiting and len(found.records) == 3
+    # Everything is part of the study's MLflow experiment, with its point as tags.
+    tracking = next(w.config.tracking for n, w in waves.work.items() if n.startswith("ft-nano-stage2"))
+    assert tracking.experiment == "study-mini" and {"init=stage2", "size=nano", "role=trial"} <= set(
+        tracking.tags
+    )
+    assert drive(labelled_shards, tmp_path).records == found.records
+    assert len(waves.ran) == 2, "a study that is done ran again"
+
+
+def test_a_trial_that_fails_stops_only_what_starts_from_it(
+    labelled_shards: str, tmp_path: Path, waves: Waves
+) -> None:
+    waves.failing = ("stage2",)
+    found = drive(labelled_shards, tmp_path)
+    assert stems(list(found.failed)) == ["stage2-nano"]
+    assert [stems([a, b]) for a, b in found.waiting.items()] == [["ft-nano-stage2", "stage2-nano"]]
+    assert {n.rpartition("-")[0]: r.state for n, r in found.records.items()} == {
+        "stage2-nano": "failed",
+        "ft-nano-scratch": "finished",
+    }
+    waves.failing, waves.ran = (), []
+    again = drive(labelled_shards, tmp_path)  # tried again, and only what is not done
+    assert [stems(wave) for wave in waves.ran] == [["stage2-nano"], ["ft-nano-stage2"]]
+    assert not again.failed and not again.waiting
+
+
+def test_a_driver_that_ends_in_the_middle_of_a_wave(
+    labelled_shards: str, tmp_path: Path, waves: Waves
+) -> None:
+    waves.killed_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        drive(labelled_shards, tmp_path)
+    done = set(read_records(str(tmp_path / "mini")))
+    assert len(done) == 1
+    waves.killed_after, waves.ran = None, []
+    drive(labelled_shards, tmp_path)
+    assert not done & {name for wave in waves.ran for name in wave} and sum(map(len, waves.ran)) == 2
+
+
+def test_choices_are_made_before_the_trials_that_use_them(
+    labelled_shards: str, tmp_path: Path, waves: Waves
+) -> None:
+    choose = {"options": {"optim.lr": [0.5, 0.25]}, "per": ["init"], "by": "dice_mean"}
+    found = drive(labelled_shards, tmp_path, choose=choose)
+    assert not found.waiting
+    trials = [r for r in found.records.values() if r.role == "trial"]
+    assert [t.chosen for t in trials] == [{"optim.lr": 0.25}] * 2  # the fake validation likes small rates
+    assert {waves.work[t.id].config.optim.lr for t in trials} == {0.25}
+    choices = [r for r in found.records.values() if r.role == "choice"]
+    assert sorted(r.chosen["optim.lr"] for r in choices) == [0.25, 0.25, 0.5, 0.5]
+
+
+def test_a_search_is_a_wave_of_its_own_and_its_best_is_the_trial(
+    labelled_shards: str, tmp_path: Path, waves: Waves, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = {"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 4}
+    found = drive(labelled_shards, tmp_path, search=search)
+    points = [r for r in found.records.values() if r.id.startswith("search-")]
+    assert len(points) == 8 and all(r.test is None and not r.metrics for r in points)
+    rates = sorted({r.chosen["optim.lr"] for r in points})
+    assert len(rates) == 4, "the arms were not searched at the same points"
+    trials = {n: r for n, r in found.records.items() if r.role == "trial"}
+    assert {r.chosen["optim.lr"] for r in trials.values()} == {rates[0]}
+    # The trial is the best point's own run: nothing is trained twice.
+    for name in trials:
+        assert waves.work[name].run_dir.rpartition("/")[2] in {r.id for r in points}
+    assert f"{1 - rates[0]:.4f}" in capsys.readouterr().out
+    waves.ran.clear()
+    drive(labelled_shards, tmp_path, search=search)
+    assert waves.ran == []
+
+
+def test_a_search_never_looks_at_the_test_set(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
+    shards = make_labelled(tmp_path / "no-val")
+    index = ShardSet.open(shards).index
+    rows = zip(*(index[n].to_pylist() for n in ("subject", "split", "fold")), strict=True)
+    resplit(shards, {s: ("train", 0 if f is None else f) for s, _, f in rows}, {"method": "conversion"})
+    search = {"space": {"optim.lr": {"uniform": [1e-4, 1e-2]}}, "trials": 2}
+    grid = [{"size": "nano", "fold": 0}]
+    with pytest.raises(ConfigError, match=r"nobody but the test set is held out.*--val"):
+        drive(shards, tmp_path, search=search, grid=grid, test={"on": "fold"}, primary=None)
+    assert waves.ran == []
+
+
+def test_an_ancestor_that_nobody_planned(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
+    spec, nodes = planned(labelled_shards, tmp_path)
+    trials = [n for n in nodes if before(n)]
+    with pytest.raises(ConfigError, match=r"ft-nano-stage2-.* starts from stage2-nano-.*neither planned nor"):
+        run_study(spec, trials, str(tmp_path / "mini"), StudyOptions(cohorts={}, tracking=NOWHERE))
+
+
+def test_external_trials_are_named_with_what_fills_them(
+    labelled_shards: str, tmp_path: Path, waves: Waves
+) -> None:
+    inits = {"scratch": [], "ct": "ct"}
+    found = drive(labelled_shards, tmp_path, inits=inits, grid=[{"size": "nano", "init": ["scratch", "ct"]}],
+                  primary=None)  # fmt: skip
+    assert [sorted(stems(wave)) for wave in waves.ran] == [["ft-nano-scratch"]]
+    assert [c for n, c in found.external.items() if n.startswith("ft-nano-ct")] and not found.failed
+
+
+# --- two studies, two drivers
+
+
+def test_two_studies_writing_to_one_name(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
+    drive(labelled_shards, tmp_path)
+    other = {**OPTIONS, "optim.lr": 0.5}
+    with pytest.raises(
+        ConfigError, match=r"two studies writing to one name: mini .*finetune\.options\.optim\.lr"
+    ):
+        drive(labelled_shards, tmp_path, finetune={**content()["finetune"], "options": other})
+    with pytest.raises(ConfigError, match="another name"):
+        drive(labelled_shards, tmp_path, title="Another")
+    assert len(waves.ran) == 2
+
+
+def test_a_grid_may_grow_and_not_shrink(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
+    study = study_folder(tmp_path, "mini")
+    small = read_study(content())
+    large = read_study(content(grid=[{"size": "nano", "init": ["scratch", "stage2"], "seed": [0, 1]}]))
+    for spec in (small, small, large):
+        freeze(study, spec, {"tiny": labelled_shards})
+    frozen = yaml.safe_load((tmp_path / "mini" / "study.yaml").read_text())
+    assert read_study(frozen["study"]) == large and len(frozen["history"]) == 1
+    with pytest.raises(ConfigError, match=r"two studies writing to one name.*grid"):
+        freeze(study, small, {"tiny": labelled_shards})
+
+
+def test_another_cohort_is_another_study(labelled_shards: str, small_shards: str, tmp_path: Path) -> None:
+    study = study_folder(tmp_path, "mini")
+    freeze(study, read_study(content()), {"tiny": labelled_shards})
+    with pytest.raises(ConfigError, match=r"manifests\.tiny"):
+        freeze(study, read_study(content()), {"tiny": small_shards})
+
+
+def test_one_driver_at_a_time(tmp_path: Path) -> None:
+    study = study_folder(tmp_path)
+    with (
+        driving(study),
+        pytest.raises(ClusterError, match=f"is being run by process {os.getpid()} on .*another name"),
+        driving(study),
+    ):
+        pass
+    with driving(study) as check:  # given back
+        check()
+
+
+def test_a_dead_driver_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
+    study = study_folder(tmp_path)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import psutil; p = psutil.Process(); print(p.pid, p.create_time())"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    leave_lock(study, host=os.uname().nodename, pid=int(dead[0]), started=float(dead[1]), at=time.time())
+    with driving(study) as check:
+        check()
+
+
+def test_a_silent_driver_of_another_machine_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = study_folder(tmp_path)
+    leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time())
+    with driving(study, stale_s=0.5):
+        pass
+    assert "waiting to see whether it lives" in capsys.readouterr().out
+
+
+def test_a_driver_of_another_machine_that_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_folder(tmp_path)
+    leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time())
+    beats = iter(range(100))
+    monkeypatch.setattr(
+        "brainfoundry.experiments.lock.time.sleep",
+        lambda _: leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time() + next(beats)),
+    )
+    with pytest.raises(ClusterError, match="is being run by process 1 on elsewhere"), driving(study):
+        pass
+
+
+def test_a_driver_that_was_taken_over_hears_of_it(tmp_path: Path) -> None:
+    study = study_folder(tmp_path)
+    with driving(study, stale_s=0.6) as check:
+        leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time())
+        deadline = time.monotonic() + 30
+        with pytest.raises(ClusterError, match="took study s over"):
+            while time.monotonic() < deadline:
+                check()
+                time.sleep(0.02)
+    assert StudyLock(study).owner()[0] == "elsewhere", "the other's lock was given back"
+
+
+def leave_lock(study: StudyFolder, *, host: str, pid: int, started: float, at: float) -> None:
+    folder = Path(study.uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = {"token": "t", "host": host, "pid": pid, "started": started, "time": at}
+    (folder / "lock").write_text(json.dumps(owner))
+
+
+# --- how many at once
+
+
+@given(
+    nodes=st.lists(
+        st.fixed_dictionaries({"CPU": st.integers(0, 16).map(float), "GPU": st.integers(0, 4).map(float)}),
+        min_size=1, max_size=4,
+    ),
+    workers=st.integers(1, 4),
+    cpus=st.sampled_from([0.5, 0.75, 1.0, 1.25, 3.0]),
+    gpus=st.integers(0, 1),
+)  # fmt: skip
+def test_what_runs_at_once_fits_whole(
+    nodes: list[dict[str, float]], workers: int, cpus: float, gpus: int
+) -> None:
+    n = fits(Footprint(workers=workers, cpus=cpus, gpus=gpus), nodes)
+    for resource, each in (("CPU", cpus), ("GPU", gpus)):
+        assert n * workers * each <= sum(node[resource] for node in nodes) + 1e-6
+    # One more would not: the workers that fit on the nodes, one by one, are used up.
+    places = [int(node["CPU"] / cpus + 1e-9) for node in nodes]
+    if gpus:
+        places = [min(p, int(node["GPU"])) for p, node in zip(places, nodes, strict=True)]
+    assert (n + 1) * workers > sum(places) >= n * workers
+
+
+def test_a_trial_takes_its_workers_and_their_readers() -> None:
+    cluster = ClusterConfig(workers=2, cpus_per_worker=1.0, fetch_cpus=0.5, fetchers=2)
+    assert footprint(cluster, [{"CPU": 8.0}]) == Footprint(workers=2, cpus=2.0, gpus=0)
+    assert footprint(cluster, [{"CPU": 8.0}, {"GPU": 1.0}]).gpus == 1
+    assert fits(footprint(cluster, [{"CPU": 8.0}]), [{"CPU": 8.0}]) == 2
+    assert (
+        fits(footprint(cluster, [{"CPU": 8.0}]), [{"CPU": 3.0}] * 4) == 2
+    )  # a worker and its readers a node
+
+
+def test_a_cluster_that_is_too_small_for_one_trial(
+    labelled_shards: str, tmp_path: Path, ray_local: int
+) -> None:
+    one = node(study_folder(tmp_path), labelled_shards).config
+    assert at_once([one]) == 5  # 4 CPUs, 0.75 each
+    large = replace(one, name="large", cluster=replace(one.cluster, cpus_per_worker=2.5, workers=2))
+    assert at_once([one, replace(large, cluster=replace(large.cluster, workers=1))]) == 1
+    with pytest.raises(
+        ClusterError, match=r"too small for one trial \(large\): 2 workers need 5.5 CPUs.*has 4"
+    ):
+        at_once([one, large])
+
+
+def test_lines_tell_the_score_and_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    with Board("mini", 3, "dice_mean", clock=lambda: now[0]) as board:
+        now[0] = 60.0
+        scored = {"metrics": {"dice_mean": 0.71234}, "test": {"subjects": 4}, "seconds": 60.0}
+        board.ended(record("ft-a", **scored))
+        board.ended(record("ft-b", state="failed", error="no luck"))
+        board.more(1)
+        board.ended(record("search-c", state="stopped", steps=12, validation={"val/dice_mean": 0.2}))
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/3] ft-a: finished, dice_mean 0.7123 on 4 test subjects, trained in 1 min 00 s; 2 left, about "
+        "2 min 00 s",
+        "[2/3] ft-b: FAILED: no luck; 1 left, about 30 s",
+        "[3/4] search-c: stopped early at step 12, 0.2000 in validation (dice_mean); 1 left, about 20 s",
+    ]
