@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Report on studies: the paper's tables and figures from your own runs, with intervals, and one page with all.
+"""Report on studies: the paper's tables and figures from your own runs, with intervals, and one page.
 
 Reads the studies' records, score tables, cards and manifests; no scan, no tracking server. Published figures
 stand beside yours, marked so, and are compared with nothing. What is missing is shown with the command that

@@ -80,9 +80,16 @@ def train_as_if(config: TrainConfig, scores: Mapping[int, float], *, finished: b
     )
     if finished:
         summary = {
-            "steps": config.optim.steps, "seconds": 60.0, "cpu_seconds": 90.0, "device_hours": 0.5,
-            "parameters": 7, "device": "a chip", "last": {"speed/crops_per_s": 2.0}, "run_id": None, "tracking_delivered": False,
+            "steps": config.optim.steps,
+            "seconds": 60.0,
+            "cpu_seconds": 90.0,
+            "device_hours": 0.5,
+            "parameters": 7,
+            "device": "a chip",
+            "last": {"speed/crops_per_s": 2.0},
+            "run_id": None,
+            "tracking_delivered": False,
             "checkpoint": checkpoint_uri(task.checkpoints, config.optim.steps),
-        }  # fmt: skip
+        }
         files.write_json(files.join(task.run_dir, "summary.json"), summary)
     return task

@@ -42,8 +42,8 @@ from brainfoundry.training.tracking.tags import git_tags
 from brainfoundry.training.train_job import prepare
 
 _DELIVERY_S, _SILENT_S = 60.0, 2.0
-"""Longest wait for MLflow at the end of a trial, and where it did not answer the training either. What it does
-not take waits in the run's spool."""
+"""Longest wait for MLflow at the end of a trial, and where it did not answer the training either. What it
+does not take waits in the run's spool."""
 
 
 @dataclass(frozen=True)

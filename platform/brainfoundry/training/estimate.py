@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from brainfoundry.tasks.segmentation import SWINUNETR
+from brainfoundry.pretext.base import load_objective
 from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.finetune_config import FinetuneConfig
 
@@ -30,7 +31,7 @@ def estimate(config: TrainConfig, n_subjects: int) -> Mapping[str, float]:
     data, model = config.data, config.model
     labelled = isinstance(config, FinetuneConfig)
     crops = data.groups_per_step * config.crops_per_group
-    views = crops if labelled else 2 * crops
+    views = crops if labelled else load_objective(model.objective).views_per_crop * crops
     gigabytes = _GB_PER_LABELLED_CROP if labelled else _GB_PER_VIEW
     millions = _SEGMENTER_PARAMETERS_M if labelled else _PARAMETERS_M
     work = _TFLOP_PER_LABELLED_CROP if labelled else _TFLOP_PER_VIEW

@@ -52,8 +52,13 @@ FOLDS: dict[str, Any] = {
     "tables": ["table8"],
     "grid": [{"size": ["tiny", "small"], "init": ["scratch", "stage1"], "fold": [0, 1]}],
     "test": {"on": "fold"},
-    "primary": {"metric": "dice_mean", "axis": "init", "arms": ["scratch", "stage1"], "where": {"size": "small"}},
-}  # fmt: skip
+    "primary": {
+        "metric": "dice_mean",
+        "axis": "init",
+        "arms": ["scratch", "stage1"],
+        "where": {"size": "small"},
+    },
+}
 
 Change = Callable[[TrialRecord], TrialRecord | None]
 """What becomes of a trial's record; None: it was not run."""
@@ -129,9 +134,14 @@ class _Maker:
     """Writes runs and their records."""
 
     def __init__(
-        self, where: StudyFolder, uris: Mapping[str, str], hashes: Mapping[str, str], subjects: int, gain: float,
+        self,
+        where: StudyFolder,
+        uris: Mapping[str, str],
+        hashes: Mapping[str, str],
+        subjects: int,
+        gain: float,
         undefined: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._where, self._uris, self._hashes = where, uris, hashes
         self._subjects, self._gain, self._undefined = subjects, gain, undefined
 
@@ -142,7 +152,13 @@ class _Maker:
         before: tuple[str, ...] = ()
         for i, stage in enumerate(stages):
             name = f"{stage}-{point['size']}-{point['pretrain_seed']}-{point['objective'][:4]}"
-            own = {**point, "init": "+".join(stages[: i + 1]).replace("+stage", "+"), "fold": None, "share": 100, "draw": 0}
+            own = {
+                **point,
+                "init": "+".join(stages[: i + 1]).replace("+stage", "+"),
+                "fold": None,
+                "share": 100,
+                "draw": 0,
+            }
             role = "trial" if trial and stage == stages[-1] else "ancestor"
             record = self._record(name, "pretrain", role, own, before, ("ukb", "brats")[min(i, 1)], 60)
             self._losses(record.id, size=str(point["size"]))
@@ -152,20 +168,23 @@ class _Maker:
             before = (name,)
         return before
 
-    def finetuned(
-        self, point: Mapping[str, Any], parents: tuple[str, ...], on: str, change: Change
-    ) -> None:
+    def finetuned(self, point: Mapping[str, Any], parents: tuple[str, ...], on: str, change: Change) -> None:
         """A trial with its scores."""
         words = (point[axis] for axis in ("family", "size", "init", "objective", "modalities", "variant"))
         name = "ft-" + "-".join(map(str, words))
-        name += f"-s{point['share']}-d{point['draw']}-f{point['fold']}-{point['seed']}-{point['pretrain_seed']}"
+        name += (
+            f"-s{point['share']}-d{point['draw']}-f{point['fold']}-{point['seed']}-{point['pretrain_seed']}"
+        )
         few = max(1, round(60 * point["share"] / 100))
         record = self._record(name, "finetune", "trial", point, parents, "brats", few)
         fold = point["fold"] if on == "fold" else None
         test = {
-            "shards": self._uris["brats"], "manifest_hash": self._hashes["brats"], "split": "test", "fold": fold,
+            "shards": self._uris["brats"],
+            "manifest_hash": self._hashes["brats"],
+            "split": "test",
+            "fold": fold,
             "subjects": self._subjects,
-        }  # fmt: skip
+        }
         table = self._scores(point, fold)
         means = {line.metric: line.mean for line in table.summary(draws=10) if line.defined}
         record = replace(record, test=test, scores=scores_of(name), metrics=means, chosen_on="val",
@@ -182,7 +201,14 @@ class _Maker:
         write_record(self._where, changed)
 
     def _record(
-        self, name: str, kind: Any, role: Any, point: Mapping[str, Any], parents: tuple[str, ...], cohort: str, seen: int
+        self,
+        name: str,
+        kind: Any,
+        role: Any,
+        point: Mapping[str, Any],
+        parents: tuple[str, ...],
+        cohort: str,
+        seen: int,
     ) -> TrialRecord:
         run_dir = files.join(self._where.runs, name)
         config = {
@@ -194,7 +220,8 @@ class _Maker:
         uri = checkpoint_uri(files.join(run_dir, "checkpoints"), 400)
         files.make_folder(uri)
         rows = [
-            (name, kind, cohort, self._hashes[cohort], f"{cohort}-{i:04d}", "0", "train", "T1w", None) for i in range(seen)
+            (name, kind, cohort, self._hashes[cohort], f"{cohort}-{i:04d}", "0", "train", "T1w", None)
+            for i in range(seen)
         ]
         table = pa.table([list(c) for c in zip(*rows, strict=True)], names=SEEN.names).cast(SEEN)
         data = encode_seen(table)
@@ -202,11 +229,28 @@ class _Maker:
         entry = {SEEN_FILE: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
         files.write_bytes(files.join(uri, "card.json"), card(400, run=name, files=entry).to_json())
         return TrialRecord(
-            study=self._where.name, id=name, kind=kind, role=role, point=dict(point), state="finished", run_dir=run_dir,
-            checkpoint=uri, parents=parents, steps=400, parameters=1_292_779, seconds=900.0, device_hours=0.25 if kind == "pretrain" else None,
-            device="NVIDIA A100" if kind == "pretrain" else "CPU, 4 threads", cpu_hours=1.0, energy_kwh=0.02 if kind == "pretrain" else None, mlflow_run=f"run-{name}", git_commit="c0ffee",
-            started="2026-11-01T08:00:00+00:00", ended="2026-11-01T08:15:00+00:00", attempts=1,
-        )  # fmt: skip
+            study=self._where.name,
+            id=name,
+            kind=kind,
+            role=role,
+            point=dict(point),
+            state="finished",
+            run_dir=run_dir,
+            checkpoint=uri,
+            parents=parents,
+            steps=400,
+            parameters=1_292_779,
+            seconds=900.0,
+            device_hours=0.25 if kind == "pretrain" else None,
+            device="NVIDIA A100" if kind == "pretrain" else "CPU, 4 threads",
+            cpu_hours=1.0,
+            energy_kwh=0.02 if kind == "pretrain" else None,
+            mlflow_run=f"run-{name}",
+            git_commit="c0ffee",
+            started="2026-11-01T08:00:00+00:00",
+            ended="2026-11-01T08:15:00+00:00",
+            attempts=1,
+        )
 
     def _scores(self, point: Mapping[str, Any], fold: int | None) -> ScoreTable:
         """Dice that grows with the labels, a little with pretraining, and varies by draw and subject."""
@@ -222,7 +266,10 @@ class _Maker:
         for i in range(self._subjects):
             base = level + gain + draw + subject[i] + own.normal(0, 0.02)
             row = {name: 3.0 + own.exponential(2.0) for name in task.score_names if name.startswith("hd95")}
-            row |= {f"dice_{r}": float(np.clip(base + off, 0, 1)) for r, off in (("tc", 0), ("wt", 0.03), ("et", -0.03))}
+            row |= {
+                f"dice_{r}": float(np.clip(base + off, 0, 1))
+                for r, off in (("tc", 0), ("wt", 0.03), ("et", -0.03))
+            }
             if own.random() < self._undefined:
                 row["dice_et"] = float("nan")
             row["dice_mean"] = float(np.nanmean([row["dice_tc"], row["dice_wt"], row["dice_et"]]))
@@ -230,7 +277,12 @@ class _Maker:
         return ScoreTable.of(rows, task.policies())
 
     def _losses(self, name: str, *, size: str) -> None:
-        floor = 0.1 * (zlib.crc32(name.encode()) % 3) + {"nano": 1.2, "tiny": 1.0, "small": 0.95, "big": 0.92}.get(size, 1.0)
+        floor = 0.1 * (zlib.crc32(name.encode()) % 3) + {
+            "nano": 1.2,
+            "tiny": 1.0,
+            "small": 0.95,
+            "big": 0.92,
+        }.get(size, 1.0)
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         rows = []
         for step in range(20, 401, 20):

@@ -30,7 +30,9 @@ def table() -> Table:
             Cell(row="BSF", column="Fold 1", measured=DICE, published="0.9032", notes=("leaky",)),
             Cell(row="BSF", column="Fold 2", published="0.9182", published_note="misprint", command=COMMAND),
             Cell(row="SwinU <scratch>", column="Fold 1", measured=Estimate(value=-0.012, n=1, signed=True)),
-            Cell(row="SwinU <scratch>", column="Fold 2", command=COMMAND, notes=("it failed: out of memory",)),
+            Cell(
+                row="SwinU <scratch>", column="Fold 2", command=COMMAND, notes=("it failed: out of memory",)
+            ),
             Cell(row="HeRN", column="Fold 1", published="0.718", published_note="misprint"),
             Cell(row="GPU-hours", column="Fold 1", measured="1.5"),
         ],
@@ -41,8 +43,15 @@ def table() -> Table:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.91234, "0.912"), (-0.0041, "−0.004"), (8993.85, "8,993.9"), (62191.2, "62,191"), (math.nan, "–"), (-0.0001, "0.000")],
-)  # fmt: skip
+    [
+        (0.91234, "0.912"),
+        (-0.0041, "−0.004"),
+        (8993.85, "8,993.9"),
+        (62191.2, "62,191"),
+        (math.nan, "–"),
+        (-0.0001, "0.000"),
+    ],
+)
 def test_numbers_are_short_and_have_a_real_minus(value: float, text: str) -> None:
     assert cells.number(value) == text
 
@@ -119,7 +128,10 @@ def test_latex_compiles(tmp_path: Path) -> None:
     program = shutil.which("pdflatex")
     if program is None:
         pytest.skip("no pdflatex is installed")
-    tex = "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+    tex = (
+        ""
+        "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+    )
     tex += export.to_latex(table()) + "\\end{document}\n"
     (tmp_path / "t.tex").write_text(tex)
     command = [program, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

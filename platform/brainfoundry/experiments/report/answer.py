@@ -41,7 +41,7 @@ def answer_of(study: Study) -> Answer:
         what = "its trials" if study.spec.finetune is not None else "its pretraining runs"
         return Answer(
             question=study.spec.title,
-            sentence=f"This study names no primary endpoint: the tables describe {what}, and nothing is concluded.",
+            sentence=f"This study names no primary endpoint: the tables describe {what}, no more.",
         )
     wheres = [_where(study, primary, i) for i in (0, 1)]
     first, second = map(study.select, wheres)
@@ -67,7 +67,7 @@ def answer_of(study: Study) -> Answer:
 
 
 def _where(study: Study, primary: PrimarySpec, i: int) -> dict[str, object]:
-    """The trials of an arm: what the endpoint does not speak of is at its default, or the only value there is.
+    """The trials of an arm: what the endpoint leaves open is at its default, or the only value there is.
 
     A repetition (and a fold) has all its values.
     """
@@ -130,7 +130,8 @@ def _cautions(study: Study, trials: list[Trial], missing: list[Trial], found: Di
         said.append(found.draws.covers)
     else:
         said.append(
-            "Each arm was trained once: the interval speaks of test subjects alone, and another subset of labels or "
+            "Each arm was trained once: the interval speaks of test subjects alone, and another "
+            "subset of labels or "
             "another training may give another difference."
         )
     said += [f"On the interval: {warning}." for warning in found.warnings]

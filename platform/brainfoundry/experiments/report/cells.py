@@ -1,7 +1,7 @@
 """A table of a study: cells that are measured, published, or missing, and the footnotes they need.
 
-Measured and published numbers never share a line: where a row has both, its published line follows the measured
-one and says so. A cell that should be there and is not keeps the command that fills it.
+Measured and published numbers never share a line: where a row has both, its published line follows the
+measured one and says so. A cell that should be there and is not keeps the command that fills it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cell:
         published: as the paper prints it; "" where it prints nothing.
         notes: footnotes of the measured cell.
         published_note: footnote of the published one.
-        command: what fills a measured cell that is missing, or rests on a part of its trials; "" where nothing
+        command: what fills a measured cell that is missing, or rests on some of its trials; "" where nothing
             is missing.
     """
 
@@ -210,7 +210,7 @@ def main_text(cell: Cell, kind: Kind, digits: int) -> str:
 
 
 def details(cell: Cell, kind: Kind, digits: int) -> tuple[str, ...]:
-    """What is told in small type below it: the interval, then spread over draws and sample; none for a fact."""
+    """What is told in small type below it: interval, then spread over draws and sample; none for a fact."""
     if kind == "published" or not isinstance(cell.measured, Estimate):
         return ()
     estimate = cell.measured

@@ -23,7 +23,7 @@ def fill(study: Study, trials: Sequence[Trial]) -> str:
 
 
 def elsewhere(table: str, study: Study, axes: Mapping[str, Any]) -> str:
-    """What makes a cell of one of the paper's tables that this study's grid does not have: our study of it."""
+    """What makes a cell of the paper's tables that this study's grid does not have: our study of it."""
     return _command(study, table, {axis: _shown(value) for axis, value in axes.items()})
 
 

@@ -21,15 +21,48 @@ from brainfoundry.experiments.report.cells import (
 )  # fmt: skip
 
 CSV_HEADER = (
-    "table", "row", "column", "kind", "value", "low", "high", "n", "draws", "sd", "better_than_comparator", "note",
+    "table",
+    "row",
+    "column",
+    "kind",
+    "value",
+    "low",
+    "high",
+    "n",
+    "draws",
+    "sd",
+    "better_than_comparator",
+    "note",
     "command",
-)  # fmt: skip
+)
 _TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
-    "\N{NO-BREAK SPACE}": "~", MINUS: "$-$", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\geq$", "≤": r"$\leq$", "–": "--", "—": "---", "→": r"$\to$",
-    "³": r"$^{3}$", "·": r"$\cdot$", "…": r"\ldots{}", "α": r"$\alpha$",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    "\N{NO-BREAK SPACE}": "~",
+    MINUS: "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "–": "--",
+    "—": "---",
+    "→": r"$\to$",
+    "³": r"$^{3}$",
+    "·": r"$\cdot$",
+    "…": r"\ldots{}",
+    "α": r"$\alpha$",
+}
 _SPECIAL = re.compile("|".join(map(re.escape, _TEX)))
 LATEX_HINT = "% needs \\usepackage{booktabs,graphicx} and \\usepackage[T1]{fontenc}"
 
@@ -94,12 +127,20 @@ def to_latex(table: Table) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}}",
-            *([r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *(f"{text}\\par" for text in below),
-               r"\end{minipage}"] if below else []),
+            *(
+                [
+                    r"\par\smallskip",
+                    r"\begin{minipage}{\linewidth}\footnotesize",
+                    *(f"{text}\\par" for text in below),
+                    r"\end{minipage}",
+                ]
+                if below
+                else []
+            ),
             r"\end{table}",
             "",
         ]
-    )  # fmt: skip
+    )
 
 
 def latex(text: str) -> str:

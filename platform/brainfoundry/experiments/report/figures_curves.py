@@ -101,9 +101,21 @@ def few_shot_figure(points: Sequence[Point], metric: str) -> tuple[bytes, bytes]
         ends = np.array([[point.estimate.low, point.estimate.high] for point in of_arm]).T
         reach = np.nan_to_num(np.abs(ends - y))
         axes.errorbar(
-            x, y, yerr=reach, color=look.colour, linestyle=look.dash, linewidth=1.2, elinewidth=1.2, capsize=2.5,
-            marker=look.marker, markersize=5, markerfacecolor="white", markeredgewidth=1.3, label=arm, zorder=3,
-        )  # fmt: skip
+            x,
+            y,
+            yerr=reach,
+            color=look.colour,
+            linestyle=look.dash,
+            linewidth=1.2,
+            elinewidth=1.2,
+            capsize=2.5,
+            marker=look.marker,
+            markersize=5,
+            markerfacecolor="white",
+            markeredgewidth=1.3,
+            label=arm,
+            zorder=3,
+        )
         for at, point in zip(x, of_arm, strict=True):
             axes.plot(
                 [at + 0.045] * len(point.draws),

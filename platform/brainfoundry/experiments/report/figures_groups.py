@@ -65,8 +65,9 @@ def group_figure(panels: Mapping[str, Mapping[str, Sequence[GroupRow]]], metric:
     """
     sizes = [max(len(_groups(arms)), 1) for arms in panels.values()]
     figure = new_figure(DOUBLE, 0.5 + sum(0.55 + 0.27 * n for n in sizes))
-    grid = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 1.2 for n in sizes]},
-                           sharex=True)[:, 0]  # fmt: skip
+    grid = figure.subplots(
+        len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 1.2 for n in sizes]}, sharex=True
+    )[:, 0]
     for axes, (what, arms) in zip(grid, panels.items(), strict=True):
         _panel(axes, what, arms)
     grid[-1].set_xlabel(metric_name(metric))

@@ -19,11 +19,18 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 LABEL, TICK = 8.0, 7.5
 """Sizes in points."""
 NAMES = {
-    "dice": "Dice", "dice_mean": "mean Dice", "dice_wt": "Dice, whole tumour", "dice_tc": "Dice, tumour core",
-    "dice_et": "Dice, enhancing tumour", "hd95_wt": "HD95, whole tumour (mm)", "hd95_tc": "HD95, tumour core (mm)",
-    "hd95_et": "HD95, enhancing tumour (mm)", "lesion_f1": "lesion-wise F1", "volume_diff": "volume difference (mm³)",
+    "dice": "Dice",
+    "dice_mean": "mean Dice",
+    "dice_wt": "Dice, whole tumour",
+    "dice_tc": "Dice, tumour core",
+    "dice_et": "Dice, enhancing tumour",
+    "hd95_wt": "HD95, whole tumour (mm)",
+    "hd95_tc": "HD95, tumour core (mm)",
+    "hd95_et": "HD95, enhancing tumour (mm)",
+    "lesion_f1": "lesion-wise F1",
+    "volume_diff": "volume difference (mm³)",
     "lesion_count_diff": "lesion count difference",
-}  # fmt: skip
+}
 """Metrics as people call them, with their units."""
 
 

@@ -1,4 +1,4 @@
-"""Which weights of a study came from which, whom they have seen, and what leaked: from records, cards and tables."""
+"""Which weights of a study came from which, whom they have seen, and what leaked."""
 
 from __future__ import annotations
 
@@ -51,10 +51,17 @@ def boxes(study: Study) -> list[Box]:
         return column[name]
 
     found = [
-        Box(id=name, kind="pretrain", column=depth(name), name=name, lines=_lines(records), leak=_leak(records),
-            parents=_parents(records, group_of) or (START,))
+        Box(
+            id=name,
+            kind="pretrain",
+            column=depth(name),
+            name=name,
+            lines=_lines(records),
+            leak=_leak(records),
+            parents=_parents(records, group_of) or (START,),
+        )
         for name, records in groups.items()
-    ]  # fmt: skip
+    ]
     last = max([0, *column.values()]) + 1
     arms = _arms(study, last, group_of)
     return [Box(id=START, kind="start", column=0, name="random weights"), *found, *arms, *_tests(study, arms)]
@@ -113,9 +120,16 @@ def _arms(study: Study, column: int, group_of: dict[str, str]) -> list[Box]:
         # Of an arm that has not begun, nobody knows yet; it stands alone.
         parents = _parents(records, group_of) or ((START,) if not trials[0].pretrained else ())
         found.append(
-            Box(id=f"arm: {arm.name}", kind="finetune", column=column, name=arm.name, lines=_arm_lines(trials, records),
-                leak=_leak(records), parents=parents)
-        )  # fmt: skip
+            Box(
+                id=f"arm: {arm.name}",
+                kind="finetune",
+                column=column,
+                name=arm.name,
+                lines=_arm_lines(trials, records),
+                leak=_leak(records),
+                parents=parents,
+            )
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The page of a report: question, answer, main table and figure on the first screen; then what they rest on."""
+"""The page of a report: question, answer, main table and figure on the first screen; then their grounds."""
 
 from __future__ import annotations
 
@@ -39,13 +39,16 @@ def report_page(contents: Contents, *, notes: tuple[str, ...] = ()) -> str:
     page.heading("How this was made")
     page.items(
         [
-            f"Made by BrainFoundry {version('brainfoundry')} from the studies' records, score tables, cards and manifests alone.",
-            f"Figures marked \"published\" are from {SOURCE}.",
-            "Intervals of a mean are Student's with the skewness removed (Hall 1992); of a paired difference Student's; over "
-            "several draws two-level (draws and test subjects). How well they cover was measured by simulation.",
+            f"Made by BrainFoundry {version('brainfoundry')} from the studies' records, score "
+            f"tables, cards and manifests alone.",
+            f'Figures marked "published" are from {SOURCE}.',
+            "Intervals of a mean are Student's with the skewness removed (Hall 1992); of a "
+            "paired difference Student's; over "
+            "several draws two-level (draws and test subjects). How well they cover was "
+            "measured by simulation.",
             *notes,
         ]
-    )  # fmt: skip
+    )
     return page.html()
 
 
@@ -104,7 +107,8 @@ def _missing(page: StudyPage, study: Study) -> None:
     if not missing:
         return
     page.text(
-        f"{len(missing)} of {len(study.trials)} trials are missing. Submitting the study again makes them; what is done is "
+        f"{len(missing)} of {len(study.trials)} trials are missing. Submitting the study again "
+        f"makes them; what is done is "
         "not run again."
     )
     page.commands("The command that makes all of them", [commands.fill(study, missing)])

@@ -91,7 +91,10 @@ def losses(study: Study) -> Picture | None:
     if not curves:
         return None
     png, svg = loss_figure(curves)
-    caption = "Pretraining losses (the paper's Fig. 4): of training crops to the left, of held-out subjects to the right."
+    caption = (
+        "Pretraining losses (the paper's Fig. 4): of training crops to the left, of held-out "
+        "subjects to the right."
+    )
     return Picture(name="fig4", caption=caption, png=png, svg=svg)
 
 
@@ -115,7 +118,8 @@ def few_shot(study: Study) -> Picture | None:
         return None
     png, svg = few_shot_figure(points, metric)
     caption = (
-        f"{_upper(metric_name(metric))} by share of the labels (the paper's Fig. 5): means with 95 % intervals over draws "
+        f"{_upper(metric_name(metric))} by share of the labels (the paper's Fig. 5): means with "
+        f"95 % intervals over draws "
         "and test subjects (test subjects alone where there is one draw); every dot is one draw."
     )
     return Picture(name="fig5", caption=caption, png=png, svg=svg)
@@ -181,7 +185,8 @@ def ranks(study: Study) -> Picture | None:
         return None
     png, svg = rank_figure(found, metric)
     caption = (
-        "Ranks of the arms over 2,000 bootstrap samples of the test subjects: the area of a disc, and the number in it, is "
+        "Ranks of the arms over 2,000 bootstrap samples of the test subjects: the area of a "
+        "disc, and the number in it, is "
         f"the per cent of samples with that rank; in brackets the mean.{_condition(study)}"
     )
     return Picture(name="ranks", caption=caption, png=png, svg=svg)
@@ -211,14 +216,16 @@ def groups(study: Study) -> Picture | None:
         return None
     png, svg = group_figure(panels, metric)
     caption = (
-        f"{_upper(metric_name(metric))} by {', '.join(panels)} of the test subjects, with 95 % intervals. Counts under 5, and "
-        f"those that would give one away, are hidden with their means. With many groups some differ by chance.{_condition(study)}"
+        f"{_upper(metric_name(metric))} by {', '.join(panels)} of the test subjects, with 95 % "
+        f"intervals. Counts under 5, and "
+        f"those that would give one away, are hidden with their means. With many groups some "
+        f"differ by chance.{_condition(study)}"
     )
     return Picture(name="groups", caption=caption, png=png, svg=svg)
 
 
 def strata(manifest: Manifest, subjects: set[str]) -> dict[str, dict[str, str]]:
-    """What is known of the subjects: sex, age band, site (or scanner) -> subject -> group; what is not is left out."""
+    """What is known of the subjects: sex, age band, site (or scanner) -> subject -> group."""
     people = {name: person for name, person in people_of(manifest).items() if name in subjects}
     found: dict[str, dict[str, str]] = {}
     for column, title in (("sex", "sex"), ("age", "age"), ("site", "site or scanner")):
@@ -246,7 +253,10 @@ def lineage(study: Study) -> Picture | None:
     if not study.records:
         return None
     png, svg = lineage_figure(boxes(study))
-    caption = "Which weights came from which, and on how many subjects; dashed where test subjects were seen in training."
+    caption = (
+        "Which weights came from which, and on how many subjects; dashed where test subjects "
+        "were seen in training."
+    )
     return Picture(name="lineage", caption=caption, png=png, svg=svg)
 
 

@@ -1,7 +1,7 @@
 """What is known of studies from their files: what was planned, what came of it, and every subject's scores.
 
-Nothing else is read than STUDY/study.yaml, records, score and loss tables, the runs' own configurations and cards,
-and the manifests of the cohorts.
+Nothing else is read than STUDY/study.yaml, records, score and loss tables, the runs' own configurations and
+cards, and the manifests of the cohorts.
 """
 
 from __future__ import annotations

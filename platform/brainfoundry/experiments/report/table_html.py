@@ -1,4 +1,4 @@
-"""A page that also holds a study's tables: measured, published and missing cells told apart at first sight."""
+"""A page that also holds a study's tables: measured, published and missing cells told apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from brainfoundry.experiments.report.cells import (
 from brainfoundry.reports.page import Page
 
 _STYLE = """
-.answer{font-size:1.25rem;line-height:1.4;max-width:60rem;border-left:4px solid #0072b2;padding:.2rem 0 .2rem 1rem;
+.answer{font-size:1.25rem;line-height:1.4;max-width:60rem;border-left:4px solid #0072b2;
+padding:.2rem 0 .2rem 1rem;
  margin:1rem 0 1.4rem}
 .screen{display:flex;flex-wrap:wrap;gap:1.5rem 2.5rem;align-items:flex-start}
 .screen>div{flex:1 1 30rem}

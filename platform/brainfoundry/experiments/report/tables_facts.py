@@ -1,4 +1,4 @@
-"""Tables that count and state: cohorts (Table 1), sizes (2), settings that were used (3), demographics (7)."""
+"""Tables that count and state: cohorts (Table 1), sizes (2), settings used (3), demographics (7)."""
 
 from __future__ import annotations
 
@@ -66,15 +66,19 @@ def cohort_table(studies: Sequence[Study]) -> Table:
             figure = figures.get((column, row))
             cells.append(
                 Cell(
-                    row=row, column=column, measured=facts.get(column), notes=unread if column == "subjects" else (),
-                    published=_grouped(figure.text) if figure else "", published_note=figure.note if figure else "",
+                    row=row,
+                    column=column,
+                    measured=facts.get(column),
+                    notes=unread if column == "subjects" else (),
+                    published=_grouped(figure.text) if figure else "",
+                    published_note=figure.note if figure else "",
                 )
-            )  # fmt: skip
+            )
     return table_of("table1", "Table 1: the cohorts", cells, corner="cohort", notes=TABLE_NOTES.get("1", ()))
 
 
 def _cohort_facts(manifest: Manifest) -> dict[str, str]:
-    rows = [row for row in manifest.rows(included_only=True)]
+    rows = list(manifest.rows(included_only=True))
     by_split = {
         split: len({r.subject for r in rows if r.split == split}) for split in ("train", "val", "test")
     }
@@ -267,10 +271,14 @@ def demographics_table(name: str, manifest: Manifest) -> Table | None:
             text = f"{_grouped(figure.text)} ({figure.note})" if figure else ""
             cells.append(Cell(row=row, column=f"paper: {title}", published=text))
     notes = [
-        f"Counts of 1 to {THRESHOLD - 1} are shown as {SMALL}; others are hidden where they would give one away."
+        f"Counts of 1 to {THRESHOLD - 1} are shown as {SMALL}; others are hidden where they "
+        f"would give one away."
     ]
     notes += [*(TABLE_NOTES.get("7", ()) if ukb else ()), *counted.people.notes]
     return table_of(
-        f"table7-{name}", f"Table 7: demographics of {_COHORTS.get(manifest.meta.cohort, name)}", cells, notes=tuple(notes),
+        f"table7-{name}",
+        f"Table 7: demographics of {_COHORTS.get(manifest.meta.cohort, name)}",
+        cells,
+        notes=tuple(notes),
         published_columns=tuple(f"paper: {title}" for title in theirs),
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""Tables of arms by columns: every cell pooled, compared with the comparator, marked published, or missing."""
+"""Tables of arms by columns: every cell pooled, compared, marked published, or missing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from brainfoundry.training.leak_gate import leak_note
 
 BOLD = (
     "Bold: better than {comparator}. The interval of the paired difference leaves out 0, and Wilcoxon's p, "
-    "corrected (Holm) for all comparisons of the table, is below 0.05. Intervals are of 95 %; n counts test subjects "
+    "corrected (Holm) for all comparisons of the table, is below 0.05. Intervals are of 95 %; n "
+    "counts test subjects "
     "(draws × subjects where several draws were averaged)."
 )
 EVERYTHING = "all trials"
 """Name of the only row of a study that varies nothing."""
 KINDS = (
-    "Lines and columns marked \"published\" are figures of the paper, made with other data, code and rules; they are shown "
-    "for orientation and compared with nothing."
-)  # fmt: skip
+    'Lines and columns marked "published" are figures of the paper, made with other data, code and rules; '
+    "they are shown for orientation and compared with nothing."
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _marked(study: Study, grid: Grid, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def cell_of(study: Study, row: str, column: str, planned: Sequence[Trial], metric: str) -> Cell:
-    """The measured part of a cell: the mean over its trials, what is missing of them, what to know of them."""
+    """The measured part of a cell: the mean over its trials, and what is missing of them."""
     scored = [trial for trial in planned if trial.scored]
     missing = [trial for trial in planned if not trial.scored]
     found = estimate(scored, metric) if scored else None
@@ -166,7 +167,7 @@ def leaks(trials: Sequence[Trial]) -> list[str]:
 def _cost(study: Study, arms: Sequence[Arm]) -> list[Cell]:
     """Device-hours and energy of each row, where anybody measured them."""
     cells = []
-    for column, field in (
+    for column, measure in (
         ("GPU-hours", "device_hours"),
         ("CPU-hours", "cpu_hours"),
         ("energy, kWh", "energy_kwh"),
@@ -174,7 +175,7 @@ def _cost(study: Study, arms: Sequence[Arm]) -> list[Cell]:
         for arm in arms:
             trials = study.select(arm.where) if arm.planned else []
             records = [trial.record for trial in trials if trial.record is not None]
-            known = [getattr(record, field) for record in records if getattr(record, field) is not None]
+            known = [getattr(record, measure) for record in records if getattr(record, measure) is not None]
             if known:
                 known_of = f"measured in {len(known)} of {len(records)} trials"
                 part = () if len(known) == len(records) else (known_of,)
@@ -202,7 +203,7 @@ def name_of(where: Mapping[str, Any], *, short: bool = True) -> str:
     """Values on axes as people read them: "stage1, small, 5 % labels".
 
     Args:
-        short: without what goes without saying: the base variant, and of a family that cannot be pretrained its
+        short: leaves out the base variant, and of a family that cannot be pretrained its
             size and start.
     """
     shown = dict(where)

@@ -1,4 +1,4 @@
-"""The tables of scores: the paper's Tables 4, 5, 6, 8 and 9 beside the user's own, and those of any other study."""
+"""The tables of scores: the paper's Tables 4, 5, 6, 8 and 9 beside the user's own."""
 
 from __future__ import annotations
 
@@ -54,9 +54,12 @@ def score_tables(study: Study) -> list[Table]:
     if study.spec.finetune is None:
         return []
     makers: Mapping[str, Callable[[Study], Table]] = {
-        "table4": lambda s: fold_table(s, "4"), "table5": lambda s: fold_table(s, "5"), "table6": metric_table,
-        "table8": lambda s: fold_table(s, "8"), "table9": few_shot_table,
-    }  # fmt: skip
+        "table4": lambda s: fold_table(s, "4"),
+        "table5": lambda s: fold_table(s, "5"),
+        "table6": metric_table,
+        "table8": lambda s: fold_table(s, "8"),
+        "table9": few_shot_table,
+    }
     wanted = [makers[name](study) for name in study.spec.tables if name in makers]
     if study.spec.search is not None:
         return wanted
@@ -72,7 +75,7 @@ class _Beside:
     """The study's arms beside the paper's.
 
     Args:
-        names: of the study's arms -> of their rows, which begin with the paper's name where both are the same.
+        names: of the study's arms -> of their rows, which begin with the paper's name where it has one.
         rows: the study's, then those of the paper alone.
         figures: (row, column) -> what the paper prints.
         printed: row -> its name in the paper.
@@ -139,17 +142,26 @@ def _paper_table(
     notes: Sequence[str],
 ) -> Table:
     grid = Grid(
-        name=f"table{table}", title=_TITLES[table].format(metric=metric_name(main_metric(study))), corner="model",
-        arms=beside.rows, columns=columns, comparators=renamed(comparators(study, arms), beside.names),
-        named=f"table{table}", published=beside.figures, published_rows=beside.printed,
+        name=f"table{table}",
+        title=_TITLES[table].format(metric=metric_name(main_metric(study))),
+        corner="model",
+        arms=beside.rows,
+        columns=columns,
+        comparators=renamed(comparators(study, arms), beside.names),
+        named=f"table{table}",
+        published=beside.figures,
+        published_rows=beside.printed,
         notes=(*notes, *study.spec.notes, *TABLE_NOTES.get(table, ())),
-    )  # fmt: skip
+    )
     return grid_table(study, grid)
 
 
 def _average_note(study: Study) -> str:
     if study.spec.test == "fold":
-        return "Measured averages are over the subjects of all folds together; the paper's are means of the folds."
+        return (
+            "Measured averages are over the subjects of all folds together; the paper's are "
+            "means of the folds."
+        )
     return "All folds were scored on one test set, and count as repetitions."
 
 
@@ -195,8 +207,8 @@ def few_shot_table(study: Study, *, each_draw: bool = True) -> Table:
         cells += [
             _detectable(row, column, made) for column, made in found.items() if draw is None or draws == 1
         ]
-    for (row, column), made in zip(compared, corrected(list(compared.values())), strict=True):
-        cells.append(Cell(row=row, column=column, measured=made.estimate, notes=made.warnings))
+    for (row, column), one in zip(compared, corrected(list(compared.values())), strict=True):
+        cells.append(Cell(row=row, column=column, measured=one.estimate, notes=one.warnings))
     notes = [*study.spec.notes, *_FEW_SHOT_NOTES]
     if against.of:
         notes.insert(0, BOLD.format(comparator=against.said))
@@ -237,12 +249,13 @@ def _detectable(row: str, column: str, made: Difference) -> Cell:
 _FEW_SHOT_NOTES = (
     "SD is over the draws. The interval of a single draw is over test subjects alone; that of a mean or a "
     "difference over draws and test subjects (two-level bootstrap).",
-    "Smallest detectable: the true difference that a study of this size and spread would find with 80 % power.",
+    "Smallest detectable: the true difference that a study of this size and spread would find "
+    "with 80 % power.",
 )
 
 
 def _few_shot_paper(study: Study, arms: Sequence[Arm]) -> dict[tuple[str, Any, int | None], Published]:
-    """(arm, share, draw or None for the mean) -> the paper's figure; an arm of the paper alone has its name."""
+    """(arm, share, draw or None for the mean) -> the paper's figure; its own arms keep their names."""
     found: dict[tuple[str, Any, int | None], Published] = {}
     points = {arm.name: study.select(arm.where)[0].point for arm in arms}
     for figure in published("9"):
@@ -321,8 +334,13 @@ def metric_details(study: Study) -> Table | None:
         for name in metrics
     ]
     grid = Grid(
-        name="metrics", title="Every metric", corner="trials", arms=arms, columns=columns, comparators=comparators(study, arms),
+        name="metrics",
+        title="Every metric",
+        corner="trials",
+        arms=arms,
+        columns=columns,
+        comparators=comparators(study, arms),
         with_cost=False,
-    )  # fmt: skip
+    )
     table = grid_table(study, grid)
     return replace(table, cells=tuple(replace(cell, command="") for cell in table.cells))

@@ -1,4 +1,4 @@
-"""What stands behind a study's scores: comparisons with their tests, cost, every trial, options that were tried."""
+"""What stands behind a study's scores: comparisons with their tests, cost, every trial, options tried."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from brainfoundry.experiments.report.figures_style import metric_name
 from brainfoundry.experiments.report.results import REPEATED, Study
 from brainfoundry.experiments.report.tables_grid import arms_of, comparators, name_of, value_name
 from brainfoundry.experiments.report.tables_scores import main_metric
-from brainfoundry.experiments.stats from brainfoundry.tasks.scores import higher_is_better
+from brainfoundry.tasks.scores import higher_is_better
 
 HOLM = (
-    "p: Wilcoxon's signed-rank test over the test subjects, on the mean over the draws of each; it does not know "
-    "how much draws differ, which the interval does. Holm's correction is for all comparisons of this table; bold "
-    "is better with the interval and the corrected p alike. d_z: mean over standard deviation of the differences. "
-    "Rank-biserial: -1 to 1, above 0 where the arm is larger. The smallest detectable difference takes several draws."
+    "p: Wilcoxon's signed-rank test over the test subjects, on the mean over the draws of each; "
+    "it does not know "
+    "how much draws differ, which the interval does. Holm's correction is for all comparisons "
+    "of this table; bold "
+    "is better with the interval and the corrected p alike. d_z: mean over standard deviation "
+    "of the differences. "
+    "Rank-biserial: -1 to 1, above 0 where the arm is larger. The smallest detectable "
+    "difference takes several draws."
 )
 
 
