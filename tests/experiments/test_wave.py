@@ -122,7 +122,7 @@ class Acted(Trial):
         (folder / f"{name}.{others}.at-once").touch()
         attempt = len(list(folder.glob(f"{name}.attempt-*")))
         (folder / f"{name}.attempt-{attempt}").touch()
-        time.sleep(1.0)
+        time.sleep(5.0 if name == "ft-best" else 1.0)
         running.unlink()
         if name == "ft-dies" and not attempt:
             os._exit(1)
@@ -136,14 +136,13 @@ class Acted(Trial):
             self._result.set_result(made)
 
     def _look(self) -> dict[str, Any] | None:
-        """ft-best and ft-worst are judged at an eighth of their steps, the worst when the best has been."""
-        name, folder = self._work.node.id, Path(self._study.uri)
+        """ft-best and ft-worst are judged at an eighth of their steps, the worst when the best has ended."""
+        name = self._work.node.id
         if self._told or name not in ("ft-best", "ft-worst"):
             return None
-        if name == "ft-worst" and not (folder / "ft-best.told").exists():
+        if name == "ft-worst" and "ft-best" not in read_records(self._study.uri):
             return None
         self._told = 12.5
-        (folder / f"{name}.told").touch()
         return {SCORE: 0.9 if name == "ft-best" else 0.1, PERCENT: 12.5}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.pretext.base import load_objective
+from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.finetune_config import FinetuneConfig
 

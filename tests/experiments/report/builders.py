@@ -97,7 +97,7 @@ def write_study(
     frozen = {"study": spec.to_dict(), "manifests": hashes, "cohorts": uris, "git_commit": "c0ffee"}
     files.make_folder(where.uri)
     files.write_bytes(where.frozen, yaml.safe_dump(frozen, sort_keys=False).encode())
-    maker = _Maker(where, uris, hashes, subjects, gain, undefined)
+    maker = _Maker(where, uris, hashes, subjects, gain, undefined, spec.task)
     parents: dict[tuple[str, ...], tuple[str, ...]] = {}
     for point in spec.points():
         stages = spec.stages_of(point)
@@ -141,9 +141,10 @@ class _Maker:
         subjects: int,
         gain: float,
         undefined: float,
+        task: str,
     ) -> None:
         self._where, self._uris, self._hashes = where, uris, hashes
-        self._subjects, self._gain, self._undefined = subjects, gain, undefined
+        self._subjects, self._gain, self._undefined, self._task = subjects, gain, undefined, task
 
     def pretrained(
         self, stages: tuple[str, ...], point: Mapping[str, Any], change: Change, *, trial: bool
@@ -261,10 +262,16 @@ class _Maker:
         own = np.random.default_rng([seed, zlib.crc32(str(point).encode())])
         level = 0.9 - 0.12 * (1 - point["share"] / 100) ** 4
         gain = self._gain * (1.5 - point["share"] / 100) if "stage" in str(point["init"]) else 0.0
-        task = load_task("brats")
+        task = load_task(self._task)
         rows = []
         for i in range(self._subjects):
             base = level + gain + draw + subject[i] + own.normal(0, 0.02)
+            named = {"subject": f"brats-{first + i:04d}", "session": "0"}
+            if self._task == "atlas":
+                dice = float(np.clip(base, 0, 1))
+                extra = {"volume_diff": own.exponential(900.0), "lesion_count_diff": float(own.integers(4))}
+                rows.append({**named, "dice": dice, **extra, "lesion_f1": dice * 0.8})
+                continue
             row = {name: 3.0 + own.exponential(2.0) for name in task.score_names if name.startswith("hd95")}
             row |= {
                 f"dice_{r}": float(np.clip(base + off, 0, 1))
@@ -273,7 +280,7 @@ class _Maker:
             if own.random() < self._undefined:
                 row["dice_et"] = float("nan")
             row["dice_mean"] = float(np.nanmean([row["dice_tc"], row["dice_wt"], row["dice_et"]]))
-            rows.append({"subject": f"brats-{first + i:04d}", "session": "0", **row})
+            rows.append({**named, **row})
         return ScoreTable.of(rows, task.policies())
 
     def _losses(self, name: str, *, size: str) -> None:
