@@ -234,6 +234,8 @@ def test_two_studies_writing_to_one_name(labelled_shards: str, tmp_path: Path, w
         drive(labelled_shards, tmp_path, finetune={**content()["finetune"], "options": other})
     with pytest.raises(ConfigError, match="another name"):
         drive(labelled_shards, tmp_path, title="Another")
+    smaller = {**content()["finetune"], "options": {**OPTIONS, "cluster.cpus_per_worker": 0.25}}
+    drive(labelled_shards, tmp_path, finetune=smaller)  # what a run takes of the cluster is nobody's result
     assert len(waves.ran) == 2
 
 

@@ -217,3 +217,15 @@ def test_a_family_on_few_labels_through_ray_train(
     assert files.read_json(files.join(task.run_dir, "summary.json")) == summary
     found = evaluate_run(task, summary)
     assert found.table.summary() and "segresnet" in files.read_bytes(found.page).decode()
+
+
+def test_validation_may_have_a_window_of_its_own(labelled_shards: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, labelled_shards)
+    shards = ShardSet.open(labelled_shards)
+    wide = replace(config, keep=replace(config.keep, window=(64, 64, 64)))
+    task, _ = prepare(wide, shards)
+    assert task.volumes is not None and task.volumes.window.window == (64, 64, 64)
+    assert default_name(wide, "m") == default_name(config, "m")
+    fixed = replace(wide, model=replace(wide.model, family="transbts"))
+    with pytest.raises(ConfigError, match="transbts takes no other window than its crop"):
+        prepare(fixed, shards)

@@ -16,12 +16,15 @@ from brainfoundry.store.reader import ShardSet
 from brainfoundry.training.runs import identity_hash
 from brainfoundry.training.tracking.tags import git_tags
 
+_FREE = ".options.cluster."
+"""In the name of an option that changes no result."""
+
 
 def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> None:
     """Write the study down at its first submission; at a later one hold it against what was written.
 
-    A cohort counts as the same wherever it lies, and also after participants withdrew. A grid may grow: what
-    is finished stays, and `history` keeps the earlier grids.
+    A cohort counts as the same wherever it lies, and also after participants withdrew. What runs take of the
+    cluster may change. A grid may grow: what is finished stays, and `history` keeps the earlier grids.
 
     Args:
         cohorts: name -> shard set.
@@ -34,13 +37,13 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
     history: list[Any] = []
     if files.exists(study.frozen):
         then = yaml.safe_load(files.read_bytes(study.frozen))
-        if {name: then[name] for name in now} == now:
-            return
         before = read_study(then["study"])
         same = then["study"]
         if all(point in spec.points() for point in before.points()):
             same = {**same, "grid": now["study"]["grid"]}
         _refuse({**then, "study": same}, now, study)
+        if len(before.points()) == len(spec.points()):
+            return
         history = [*then["history"], then["study"]["grid"]]
         print(f"study {study.name}: {len(spec.points()) - len(before.points())} further trials", flush=True)
     content = {
@@ -56,7 +59,7 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
 def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], study: StudyFolder) -> None:
     before, after = dict(_leaves({name: then[name] for name in now})), dict(_leaves(now))
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
+        if before.get(key) != after.get(key) and _FREE not in key:
             raise ConfigError(
                 f"two studies writing to one name: {study.name} was submitted with {key} "
                 f"{before.get(key)!r}, now it is {after.get(key)!r}",

@@ -183,7 +183,7 @@ def _test(test: TestSet, task: TrainTask, uri: str) -> _Tested:
     models, keep, allow = find_models([uri]), config.keep, config.data.allow_leak
     split = test.split or "test"
     window = WindowSpec(
-        window=window_of(models, None), overlap=keep.overlap, weights=keep.weights, mode=keep.windows
+        window=window_of(models, keep.window), overlap=keep.overlap, weights=keep.weights, mode=keep.windows
     )
     spec, notes = volumes_of(
         models, test.shards, split=split, fold=test.fold, limit=None, allow_leak=allow, window=window,

@@ -99,6 +99,8 @@ class FinetuneKeep(KeepConfig):
     """Overlap of the sliding windows, share of a window (code: 0.5)."""
     weights: Literal["gaussian", "constant"] = "gaussian"
     """What a window's voxels weigh where windows overlap (code: constant)."""
+    window: tuple[int, int, int] | None = None
+    """Window of validation in voxels along R-L, P-A, I-S, multiples of 32; None: the crop (code)."""
     windows: Literal["box", "exact"] = "box"
     """Windows over the box of the brain, or over the whole volume (code)."""
     best_by: str = "dice_mean"

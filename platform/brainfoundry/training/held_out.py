@@ -7,8 +7,10 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64_int, key_of
 from brainfoundry.inference.windows import WindowSpec
+from brainfoundry.models.families import load_family
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.folds import HELD_OUT, split_view
 from brainfoundry.stream.plan import Plan
@@ -74,12 +76,19 @@ def with_volumes(task: TrainTask, shards: ShardSet) -> TrainTask:
     subjects = min(plan.n_subjects, keep.validate_subjects)
     places = set(zip(*(plan.rows(0, subjects)[n].to_pylist() for n in ("shard", "row")), strict=True))
     sessions = sessions_of(shards, split=split, fold=fold, places=places)
-    window = WindowSpec(
-        window=config.data.crop, overlap=keep.overlap, weights=keep.weights, mode=keep.windows
-    )
+    window = WindowSpec(window=_window(config), overlap=keep.overlap, weights=keep.weights, mode=keep.windows)
     volumes = VolumeSpec(
         shards=task.shards, sessions=sessions, channels=task.channels, label=task.label,
         task=config.task.name, scheme=task.scheme, intensity=config.data.intensity, window=window,
         precision=config.optim.precision,
     )  # fmt: skip
     return replace(task, volumes=volumes, validation=held_out, validation_groups=subjects, notes=tuple(notes))
+
+
+def _window(config: FinetuneConfig) -> tuple[int, int, int]:
+    window = config.keep.window or config.data.crop
+    if window != config.data.crop and load_family(config.model.family).fixed_crop:
+        raise ConfigError(
+            f"{config.model.family} takes no other window than its crop", fix="leave --keep.window out"
+        )
+    return window
