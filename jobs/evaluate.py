@@ -12,18 +12,21 @@ it, has seen in training is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.job import run_job
 from brainfoundry.core.ray_session import connect
+from brainfoundry.experiments.external import find_external, record_evaluation
 from brainfoundry.inference.windows import WindowSpec
 from brainfoundry.models import check_crop
+from brainfoundry.store.reader import ShardSet
 from brainfoundry.training.config import TrackingOptions
 from brainfoundry.training.ensemble import find_models, window_of
 from brainfoundry.training.evaluation import evaluate, log_evaluation
 from brainfoundry.training.evaluation_spec import tracker_for, volumes_of
+from brainfoundry.training.leak_gate import gate, open_test_set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,11 @@ class EvaluateConfig:
     """Subjects drawn, half of them the worst by Dice; 0 = none."""
     allow_leak: bool = False
     """Go on although a checkpoint has seen a subject, and say so on the page."""
+    study: str = ""
+    """Folder of a study (STORAGE/NAME) of which this fills a trial that its driver does not run, such as that
+    of a Model Zoo bundle."""
+    node: str = ""
+    """That trial's id, as jobs/study.py prints it."""
     tracking: TrackingOptions = field(
         default_factory=lambda: TrackingOptions(experiment="brainfoundry-evaluate")
     )
@@ -72,6 +80,7 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> None:
     if not config.checkpoints or not config.shards:
         raise ConfigError("--checkpoints and --shards are needed", fix="name both; see --help")
+    trial = find_external(config.study, node=config.node) if config.study else None
     models = find_models(config.checkpoints)
     uris = [model.uri for model in models]
 
@@ -85,6 +94,11 @@ def main(config: EvaluateConfig) -> None:
             mode=config.mode,
         ),
     )  # fmt: skip
+    leaks: tuple[dict[str, Any], ...] = ()
+    if trial is not None:
+        trial.check_volumes(spec, split=config.split, fold=config.fold, limit=config.limit)
+        tested = open_test_set(ShardSet.open(config.shards), split=config.split, fold=config.fold)
+        leaks = tuple(gate([tested], uris, allow=config.allow_leak))
     what = f"fold {config.fold}" if config.fold is not None else f"split {config.split}"
     print(f"{len(spec.sessions)} subjects of {what}, {len(uris)} checkpoint(s)")
     for note in notes:
@@ -100,6 +114,9 @@ def main(config: EvaluateConfig) -> None:
     tracker = tracker_for(out, config.tracking, uris, spec)
     log_evaluation(tracker, found, step=0, subjects=config.tracking.subjects)
     tracker.close("FINISHED", timeout_s=120.0)
+    if trial is not None:
+        record_evaluation(trial, models, spec, found, leaks)
+        print(f"recorded as trial {trial.node.id} of {config.study}")
     print(f"scores: {found.scores}\npage:   {found.page}\n{tracker.where()}")
 
 

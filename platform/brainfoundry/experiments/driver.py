@@ -7,6 +7,7 @@ checkpoint, and those that failed are tried again. A trial that fails stops only
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,9 +28,9 @@ from brainfoundry.experiments.node import Node, before, waves
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, read_records
 from brainfoundry.experiments.search import Search, require_optuna
 from brainfoundry.experiments.study import StudySpec
-from brainfoundry.experiments.wave import Work, run_wave
+from brainfoundry.experiments.wave import Make, Work, run_wave
 from brainfoundry.tasks.scores import higher_is_better
-from brainfoundry.training.config import TrainConfig
+from brainfoundry.training.config import ClusterConfig, TrainConfig
 from brainfoundry.training.tracking.tags import run_tags
 from brainfoundry.training.tracking.uri import refuse_if_multinode, resolve_uri
 
@@ -88,14 +89,10 @@ class _Driver:
         self._records = read_records(study.uri)
         self._check()
         todo = [node for node in nodes if node.kind != "external" and not self._done(node.id)]
-        self._at_once = at_once(node.config for node in todo)
+        at_once([node.config for node in todo])  # each fits, before anything starts
         self._uri = resolve_uri(options.tracking, str(paths.home()))
         refuse_if_multinode(self._uri, sum(node["Alive"] for node in ray.nodes()))
-        print(
-            f"study {spec.name}: {len(nodes)} runs, {len(todo)} to do, {self._at_once} at once, in "
-            f"{study.uri}",
-            flush=True,
-        )
+        print(f"study {spec.name}: {len(nodes)} runs, {len(todo)} to do, in {study.uri}", flush=True)
         self._board = Board(spec.name, len(todo), metric_of(spec))
         self._parent: str | None = None
 
@@ -163,12 +160,23 @@ class _Driver:
                 continue
             chosen = choose(node, self._records) if node.chosen else options.get(node.id, {})
             work[node.id] = self._work(node, with_choice(node, self._records), chosen)
-        if work:
-            run_wave(
-                self._study, functools.partial(_named, work), self._board, at_once=self._at_once,
-                retries=self._options.retries, space={"node": tune.grid_search(list(work))},
+        # Runs that take as much of the cluster go together, the large ones first: as many as fit, whole.
+        groups: dict[ClusterConfig, list[Work]] = defaultdict(list)
+        for one in work.values():
+            groups[one.config.cluster].append(one)
+        for cluster in sorted(groups, key=lambda cluster: -cluster.workers):
+            ids = [one.node.id for one in groups[cluster]]
+            self._run(
+                f"{len(ids)} run(s)", functools.partial(_named, work), cluster_of=groups[cluster][0].config,
+                space={"node": tune.grid_search(ids)},
             )  # fmt: skip
-            self._records = read_records(self._study.uri)
+
+    def _run(self, what: str, make: Make, *, cluster_of: TrainConfig, **settings: Any) -> None:
+        """Trials that all take as much of the cluster as one configuration."""
+        n = at_once([cluster_of])
+        self._board.line(f"{what}, {n} at once")
+        run_wave(self._study, make, self._board, at_once=n, retries=self._options.retries, **settings)
+        self._records = read_records(self._study.uri)
 
     def _work(self, node: Node, config: TrainConfig, chosen: Mapping[str, Any]) -> Work:
         """The node, as part of the study's MLflow run."""
@@ -195,11 +203,8 @@ class _Driver:
             settings |= {"space": {}, "samples": count, "searcher": searcher}
         if count:
             self._board.more(count)
-            run_wave(
-                self._study, make, self._board, at_once=self._at_once, retries=self._options.retries,
-                **settings,
-            )  # fmt: skip
-            self._records = read_records(self._study.uri)
+            what = f"search for {node.id}, {count} point(s)"
+            self._run(what, make, cluster_of=node.config, **settings)
         search.table(self._records)
         best = search.best(self._records)
         if best is None:

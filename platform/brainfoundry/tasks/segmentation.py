@@ -93,6 +93,7 @@ class Objective:
     """
 
     Config = SegmentationConfig
+    views_per_crop = 1
 
     def __init__(self, config: SegmentationConfig | None = None, spec: NetworkSpec | None = None) -> None:
         self.config = config or SegmentationConfig()
@@ -105,6 +106,9 @@ class Objective:
     def check_crop(self, crop: Sequence[int]) -> None:
         """Refuse a crop that the network cannot take (ConfigError)."""
         self.spec.check_crop(crop)
+
+    def check_group(self, crops_per_group: int) -> None:
+        """Any number of crops: nothing passes between them."""
 
     def network(self, encoder: EncoderSpec) -> nn.Module:
         """The network, one map a region."""

@@ -9,20 +9,15 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from brainfoundry.core import files
-from brainfoundry.core.errors import ConfigError, DataError
-from brainfoundry.experiments.axes import matches, parse_only
-from brainfoundry.experiments.cohort import cohort_info
+from brainfoundry.core.errors import ConfigError
+from brainfoundry.experiments.external import find_external
 from brainfoundry.experiments.nnunet.cases import Selection
 from brainfoundry.experiments.nnunet.export import Export, plan_export
 from brainfoundry.experiments.nnunet.run import Trained
 from brainfoundry.experiments.node import Node
-from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, losses_of, scores_of, write_record
-from brainfoundry.experiments.spec import read_study
-from brainfoundry.store.reader import ShardSet
 from brainfoundry.tasks.scores import ScoreTable
 from brainfoundry.training.finetune_config import FinetuneConfig
 from brainfoundry.training.tracking.tags import git_tags
@@ -89,41 +84,13 @@ class StudyTrial:
 
 
 def find_trial(folder: str, *, node: str = "", point: Sequence[str] = ()) -> StudyTrial:
-    """The trial of a study that was submitted (STORAGE/NAME).
+    """The trial of a study that was submitted (STORAGE/NAME); see `find_external`.
 
     Args:
-        node: its id, as jobs/study.py prints it.
-        point: or `axis=value` texts that it alone has among those of family nnunetv2.
-
-    Raises:
-        DataError: no study there.
-        ConfigError: no such trial, or several.
+        point: `axis=value` texts that it alone has among those of family nnunetv2.
     """
-    uri = files.absolute(folder)
-    study = StudyFolder(name=uri.rpartition("/")[2], uri=uri)
-    if not files.exists(study.frozen):
-        raise DataError(
-            "there is no study here", file=study.frozen,
-            fix="submit it with jobs/study.py, and name its folder, STORAGE/NAME",
-        )  # fmt: skip
-    frozen = yaml.safe_load(files.read_bytes(study.frozen))
-    spec = read_study(frozen["study"], file=study.frozen)
-    infos = {name: cohort_info(ShardSet.open(shards)) for name, shards in frozen["cohorts"].items()}
-    nodes = plan_study(spec, infos, uri.rpartition("/")[0])
-    ours = [n for n in nodes if n.kind == "external" and n.point["family"] == FAMILY]
-    if not ours:
-        raise ConfigError(
-            f"study {study.name} has no trials of family {FAMILY}", file=study.frozen,
-            fix=f"add {FAMILY} to its externals and its grid",
-        )  # fmt: skip
-    wanted = parse_only(point, [n.point for n in ours])
-    found = [n for n in ours if (not node or n.id == node) and matches(n.point, wanted)]
-    if len(found) == 1:
-        return StudyTrial(study=study, node=found[0])
-    raise ConfigError(
-        f"{len(found)} trials of {FAMILY} are {' '.join([node, *point]).strip() or 'in the study'}",
-        file=study.frozen, fix=f"name one: --node {' or '.join(n.id for n in (found or ours))}",
-    )  # fmt: skip
+    found = find_external(folder, family=FAMILY, node=node, point=point)
+    return StudyTrial(study=found.study, node=found.node)
 
 
 def record_trial(trial: StudyTrial, export: Export, trained: Trained, table: ScoreTable) -> TrialRecord:
