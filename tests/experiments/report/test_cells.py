@@ -60,7 +60,7 @@ def test_a_difference_shows_its_sign() -> None:
     estimate = Estimate(value=0.012, low=-0.004, high=0.028, n=200, draws=5, sd=0.01, signed=True)
     cell = Cell(row="a", column="b", measured=estimate)
     assert cells.main_text(cell, "measured", 3) == "+0.012"
-    assert cells.details(cell, "measured", 3) == ("−0.004 to 0.028", "SD 0.010, n = 5 × 200")
+    assert cells.details(cell, "measured", 3) == ("−0.004 to 0.028", "SD 0.0100, n = 5 × 200")
 
 
 def test_measured_and_published_have_lines_of_their_own() -> None:

@@ -43,10 +43,10 @@ def answer_of(study: Study) -> Answer:
             question=study.spec.title,
             sentence=f"This study names no primary endpoint: the tables describe {what}, no more.",
         )
-    wheres = [_where(study, primary, i) for i in (0, 1)]
-    first, second = map(study.select, wheres)
+    shared = _shared(study, primary)
+    first, second = (study.select({**shared, primary.axis: arm}) for arm in primary.arms)
     names = tuple(_said(primary.axis, arm) for arm in primary.arms)
-    at = ", ".join(_said(axis, value) for axis, value in wheres[0].items() if axis != primary.axis)
+    at = ", ".join(_said(axis, value) for axis, value in shared.items())
     at = f" at {at}" if at else ""
     question = f"Does {names[1]} change {metric_name(primary.metric)}{at}, against {names[0]}?"
     missing = [trial for trial in (*first, *second) if not trial.scored]
@@ -66,17 +66,22 @@ def answer_of(study: Study) -> Answer:
     )
 
 
-def _where(study: Study, primary: PrimarySpec, i: int) -> dict[str, object]:
-    """The trials of an arm: what the endpoint leaves open is at its default, or the only value there is.
+def _shared(study: Study, primary: PrimarySpec) -> dict[str, object]:
+    """What the trials of both arms have in common: what the endpoint says, and of every other axis one value.
 
-    A repetition (and a fold) has all its values.
+    That is the default, else the first that both arms have; a repetition (and a fold) has all its values.
     """
-    where = {**primary.where, primary.axis: primary.arms[i]}
+    where = dict(primary.where)
     for axis in study.varying:
-        if axis not in (*where, *REPEATED, "fold"):
-            values = {trial.point[axis] for trial in study.select(where)}
-            if len(values) > 1:
-                where[axis] = DEFAULTS[axis] if DEFAULTS[axis] in values else sorted(values, key=str)[0]
+        if axis in (*where, primary.axis, *REPEATED, "fold"):
+            continue
+        first, second = (
+            list(dict.fromkeys(trial.point[axis] for trial in study.select({**where, primary.axis: arm})))
+            for arm in primary.arms
+        )
+        both = [value for value in first if value in second]
+        if both and max(len(first), len(second)) > 1:
+            where[axis] = DEFAULTS[axis] if DEFAULTS[axis] in both else both[0]
     return where
 
 
@@ -87,7 +92,10 @@ def _said(axis: str, value: object) -> str:
 
 def _told(found: Difference) -> str:
     e = found.estimate
-    sample = f"{e.draws} draws × {e.n:,} test subjects" if e.draws > 1 else f"{e.n:,} test subjects"
+    sample = f"{e.n:,} test subjects"
+    if found.draws is not None:
+        sample = f"{found.draws.draws} draws × {sample}"
+        sample = f"{found.draws.seeds} pretraining seeds × {sample}" if found.draws.seeds > 1 else sample
     return f"{number(e.value, digits_of(e, 3), signed=True)} ({interval(e) or 'no interval'}), {sample}"
 
 
@@ -130,9 +138,8 @@ def _cautions(study: Study, trials: list[Trial], missing: list[Trial], found: Di
         said.append(found.draws.covers)
     else:
         said.append(
-            "Each arm was trained once: the interval speaks of test subjects alone, and another "
-            "subset of labels or "
-            "another training may give another difference."
+            "Each arm was trained once: the interval speaks of test subjects alone, and another subset of "
+            "labels or another training may give another difference."
         )
     said += [f"On the interval: {warning}." for warning in found.warnings]
     if study.spec.notes:

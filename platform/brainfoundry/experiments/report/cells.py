@@ -214,7 +214,7 @@ def details(cell: Cell, kind: Kind, digits: int) -> tuple[str, ...]:
     if kind == "published" or not isinstance(cell.measured, Estimate):
         return ()
     estimate = cell.measured
-    spread = "" if math.isnan(estimate.sd) else f"SD {number(estimate.sd, digits)}, "
+    spread = "" if math.isnan(estimate.sd) else f"SD {number(estimate.sd, digits + 1)}, "
     return interval(estimate, digits) or "no interval", spread + sample(estimate)
 
 

@@ -39,13 +39,12 @@ def report_page(contents: Contents, *, notes: tuple[str, ...] = ()) -> str:
     page.heading("How this was made")
     page.items(
         [
-            f"Made by BrainFoundry {version('brainfoundry')} from the studies' records, score "
-            f"tables, cards and manifests alone.",
+            f"Made by BrainFoundry {version('brainfoundry')} from the studies' records, score tables, "
+            "cards and manifests alone.",
             f'Figures marked "published" are from {SOURCE}.',
-            "Intervals of a mean are Student's with the skewness removed (Hall 1992); of a "
-            "paired difference Student's; over "
-            "several draws two-level (draws and test subjects). How well they cover was "
-            "measured by simulation.",
+            "Intervals of a mean are Student's with the skewness removed (Hall 1992); of a paired "
+            "difference Student's; over several draws two-level (draws and test subjects). How well they "
+            "cover was measured by simulation.",
             *notes,
         ]
     )
@@ -107,9 +106,8 @@ def _missing(page: StudyPage, study: Study) -> None:
     if not missing:
         return
     page.text(
-        f"{len(missing)} of {len(study.trials)} trials are missing. Submitting the study again "
-        f"makes them; what is done is "
-        "not run again."
+        f"{len(missing)} of {len(study.trials)} trials are missing. Submitting the study again makes them; "
+        "what is done is not run again."
     )
     page.commands("The command that makes all of them", [commands.fill(study, missing)])
 

@@ -92,8 +92,8 @@ def losses(study: Study) -> Picture | None:
         return None
     png, svg = loss_figure(curves)
     caption = (
-        "Pretraining losses (the paper's Fig. 4): of training crops to the left, of held-out "
-        "subjects to the right."
+        "Pretraining losses (the paper's Fig. 4): of training crops to the left, of held-out subjects to "
+        "the right."
     )
     return Picture(name="fig4", caption=caption, png=png, svg=svg)
 
@@ -118,9 +118,9 @@ def few_shot(study: Study) -> Picture | None:
         return None
     png, svg = few_shot_figure(points, metric)
     caption = (
-        f"{_upper(metric_name(metric))} by share of the labels (the paper's Fig. 5): means with "
-        f"95 % intervals over draws "
-        "and test subjects (test subjects alone where there is one draw); every dot is one draw."
+        f"{_upper(metric_name(metric))} by share of the labels (the paper's Fig. 5): means with 95 % "
+        "intervals over draws and test subjects (test subjects alone where there is one draw); every dot "
+        "is one draw."
     )
     return Picture(name="fig5", caption=caption, png=png, svg=svg)
 
@@ -185,9 +185,9 @@ def ranks(study: Study) -> Picture | None:
         return None
     png, svg = rank_figure(found, metric)
     caption = (
-        "Ranks of the arms over 2,000 bootstrap samples of the test subjects: the area of a "
-        "disc, and the number in it, is "
-        f"the per cent of samples with that rank; in brackets the mean.{_condition(study)}"
+        "Ranks of the arms over 2,000 bootstrap samples of the test subjects: the area of a disc, and the "
+        "number in it, is the per cent of samples with that rank; in brackets the "
+        f"mean.{_condition(study)}"
     )
     return Picture(name="ranks", caption=caption, png=png, svg=svg)
 
@@ -216,10 +216,9 @@ def groups(study: Study) -> Picture | None:
         return None
     png, svg = group_figure(panels, metric)
     caption = (
-        f"{_upper(metric_name(metric))} by {', '.join(panels)} of the test subjects, with 95 % "
-        f"intervals. Counts under 5, and "
-        f"those that would give one away, are hidden with their means. With many groups some "
-        f"differ by chance.{_condition(study)}"
+        f"{_upper(metric_name(metric))} by {', '.join(panels)} of the test subjects, with 95 % intervals. "
+        "Counts under 5, and those that would give one away, are hidden with their means. With many "
+        f"groups some differ by chance.{_condition(study)}"
     )
     return Picture(name="groups", caption=caption, png=png, svg=svg)
 
@@ -254,8 +253,8 @@ def lineage(study: Study) -> Picture | None:
         return None
     png, svg = lineage_figure(boxes(study))
     caption = (
-        "Which weights came from which, and on how many subjects; dashed where test subjects "
-        "were seen in training."
+        "Which weights came from which, and on how many subjects; dashed where test subjects were seen in "
+        "training."
     )
     return Picture(name="lineage", caption=caption, png=png, svg=svg)
 

@@ -32,6 +32,7 @@ padding:.2rem 0 .2rem 1rem;
 .cells tbody tr:first-child td{border-top:none}
 .cells td.r{white-space:normal;max-width:19rem;min-width:11rem}
 .cells .d{display:block;font-size:.78rem;color:#56616b;line-height:1.3}
+.cells td.s{white-space:nowrap}
 .cells td.f{white-space:normal;max-width:16rem}
 .cells tr.published td,.cells td.p{font-style:italic;color:#6b5b4a;background:#faf6ef}
 .cells .missing{color:#9a3412;border:1px dashed #c2814f;border-radius:3px;padding:0 .3rem;font-size:.85rem}
@@ -42,6 +43,10 @@ details{margin:0 0 1.4rem;max-width:100%}
 summary{cursor:pointer;color:#9a3412;font-size:.92rem}
 pre{font-size:.8rem;background:#f4f6f7;padding:.7rem .9rem;overflow-x:auto;line-height:1.5}
 """
+
+
+_SHORT = 32
+"""Letters of a row's name that are never broken over lines."""
 
 
 class StudyPage(Page):
@@ -96,9 +101,10 @@ class StudyPage(Page):
 def _line(line: Line, table: Table, notes: dict[str, str]) -> str:
     cells = "".join(_cell(cell, kind, table, notes) for cell, kind in line.cells)
     name = html.escape(line.row)
+    whole = " s" if len(line.row) <= _SHORT else ""
     if line.kind == "published":
         return f'<tr class="published"><td class="r">{PUBLISHED}: {name}</td>{cells}</tr>'
-    return f'<tr class="first"><td class="r">{name}</td>{cells}</tr>'
+    return f'<tr class="first"><td class="r{whole}">{name}</td>{cells}</tr>'
 
 
 def _cell(cell: Cell, kind: Kind, table: Table, notes: dict[str, str]) -> str:

@@ -116,8 +116,8 @@ def _size_facts(size: str, printed: Mapping[str, Published]) -> list[tuple[str, 
     """(column, counted, as printed, footnote of the printed)."""
     shape = SIZES[size]
 
-    def levels(what: str) -> str:
-        return _JOIN.join(printed[f"level {k} {what}"].text for k in (1, 2, 3, 4)) if printed else ""
+    def levels(what: str, join: str = _JOIN) -> str:
+        return join.join(printed[f"level {k} {what}"].text for k in (1, 2, 3, 4)) if printed else ""
 
     def plain(row: str) -> tuple[str, str]:
         return (_grouped(printed[row].text), printed[row].note) if row in printed else ("", "")
@@ -130,7 +130,7 @@ def _size_facts(size: str, printed: Mapping[str, Published]) -> list[tuple[str, 
         ("blocks", _JOIN.join(map(str, shape.depths)), levels("blocks"), ""),
         ("attention heads", _JOIN.join(map(str, shape.heads)), levels("heads"), ""),
         ("crop", crop, "", ""),
-        ("output of levels 1 to 4", ", ".join(outputs[:4]), levels("output"), ""),
+        ("output of levels 1 to 4", ", ".join(outputs[:4]), levels("output", ", "), ""),
         ("feature size", str(shape.feature_size), *plain("feature size")),
         ("bottleneck", outputs[4].partition("x")[0], *plain("bottleneck")),
     ]  # fmt: skip
@@ -271,8 +271,8 @@ def demographics_table(name: str, manifest: Manifest) -> Table | None:
             text = f"{_grouped(figure.text)} ({figure.note})" if figure else ""
             cells.append(Cell(row=row, column=f"paper: {title}", published=text))
     notes = [
-        f"Counts of 1 to {THRESHOLD - 1} are shown as {SMALL}; others are hidden where they "
-        f"would give one away."
+        f"Counts of 1 to {THRESHOLD - 1} are shown as {SMALL}; others are hidden where they would give one "
+        "away."
     ]
     notes += [*(TABLE_NOTES.get("7", ()) if ukb else ()), *counted.people.notes]
     return table_of(

@@ -159,8 +159,8 @@ def _paper_table(
 def _average_note(study: Study) -> str:
     if study.spec.test == "fold":
         return (
-            "Measured averages are over the subjects of all folds together; the paper's are "
-            "means of the folds."
+            "Measured averages are over the subjects of all folds together; the paper's are means of the "
+            "folds."
         )
     return "All folds were scored on one test set, and count as repetitions."
 
@@ -219,15 +219,13 @@ def few_shot_table(study: Study, *, each_draw: bool = True) -> Table:
             "Draws and the paper's repeats share a line and nothing else.",
         ]
     differences = dict.fromkeys(column for _, column in compared)
-    pairs = [name for column in differences for name in (column, f"{_DETECTABLE}, {column}")]
+    pairs = [name for column in differences for name in (column, _detectable_of(column))]
     return Table(
-        name="table9" if each_draw else "table9-means", title=_TITLES["9"].format(metric=metric_name(metric)),
+        name="table9" if each_draw else "table9-means",
+        title=_TITLES["9"].format(metric=metric_name(metric)) + ("" if each_draw else ", means of the draws"),
         corner="labels", rows=tuple(printed), columns=(*(arm.name for arm in arms), *alone, *pairs),
         cells=tuple(cells), notes=tuple(notes), published_rows=printed, published_columns=alone,
     )  # fmt: skip
-
-
-_DETECTABLE = "smallest detectable"
 
 
 def _few_shot_rows(study: Study, each_draw: bool) -> Iterator[tuple[str, dict[str, Any], int]]:
@@ -243,14 +241,19 @@ def _few_shot_rows(study: Study, each_draw: bool) -> Iterator[tuple[str, dict[st
 def _detectable(row: str, column: str, made: Difference) -> Cell:
     known = made.detectable is not None and not math.isnan(made.detectable)
     told = number(made.detectable or 0.0) if known else "not known: one draw"
-    return Cell(row=row, column=f"{_DETECTABLE}, {column}", measured=told)
+    return Cell(row=row, column=_detectable_of(column), measured=told)
+
+
+def _detectable_of(difference_column: str) -> str:
+    """Name of the column beside that of a difference."""
+    return f"smallest detectable, {difference_column.partition(' minus ')[0]}"
 
 
 _FEW_SHOT_NOTES = (
     "SD is over the draws. The interval of a single draw is over test subjects alone; that of a mean or a "
     "difference over draws and test subjects (two-level bootstrap).",
-    "Smallest detectable: the true difference that a study of this size and spread would find "
-    "with 80 % power.",
+    "Smallest detectable: the true difference that a study of this size and spread would find with 80 % "
+    "power.",
 )
 
 

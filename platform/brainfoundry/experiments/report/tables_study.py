@@ -18,14 +18,11 @@ from brainfoundry.experiments.report.tables_scores import main_metric
 from brainfoundry.tasks.scores import higher_is_better
 
 HOLM = (
-    "p: Wilcoxon's signed-rank test over the test subjects, on the mean over the draws of each; "
-    "it does not know "
-    "how much draws differ, which the interval does. Holm's correction is for all comparisons "
-    "of this table; bold "
-    "is better with the interval and the corrected p alike. d_z: mean over standard deviation "
-    "of the differences. "
-    "Rank-biserial: -1 to 1, above 0 where the arm is larger. The smallest detectable "
-    "difference takes several draws."
+    "p: Wilcoxon's signed-rank test over the test subjects, on the mean over the draws of each; it does "
+    "not know how much draws differ, which the interval does. Holm's correction is for all comparisons of "
+    "this table; bold is better with the interval and the corrected p alike. d_z: mean over standard "
+    "deviation of the differences. Rank-biserial: -1 to 1, above 0 where the arm is larger. The smallest "
+    "detectable difference takes several draws."
 )
 
 

@@ -1,0 +1,150 @@
+"""Arms pooled and compared: what is paired with what, on numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brainfoundry.experiments.axes import DEFAULTS
+from brainfoundry.experiments.records import TrialRecord
+from brainfoundry.experiments.report.compare import corrected, difference, estimate, keyed, repetitions
+from brainfoundry.experiments.report.results import Trial
+from brainfoundry.experiments.stats import mean_interval
+from brainfoundry.tasks.scores import ScoreTable
+
+POLICIES = {"threshold": "0.5", "empty_policy": "excluded"}
+RNG = np.random.default_rng(0)
+BASE = RNG.uniform(0.6, 0.9, 60)
+
+
+def trial(
+    values: Sequence[float], *, pretrained: bool = False, tested: int | None = None, first: int = 0, **point: Any
+) -> Trial:
+    """A trial whose subjects first, first + 1, ... have these values."""
+    rows: list[Mapping[str, Any]] = [
+        {"subject": f"s{first + i}", "session": "0", "dice": value, "hd95": value} for i, value in enumerate(values)
+    ]
+    record = TrialRecord(
+        study="s", id="t", kind="finetune", role="trial", point=point, state="finished", run_dir="r",
+        test={"fold": tested},
+    )  # fmt: skip
+    return Trial(
+        point={**DEFAULTS, **point}, pretrained=pretrained, record=record, scores=ScoreTable.of(rows, POLICIES)
+    )
+
+
+def test_folds_that_are_tested_on_themselves_are_one_test_set() -> None:
+    folds = [trial(BASE[:30], fold=0, tested=0), trial(BASE[30:], fold=1, tested=1, first=30)]
+    found = estimate(folds, "dice")
+    assert found is not None
+    assert (found[0].n, found[0].draws) == (60, 1)
+    expected = mean_interval(BASE.tolist(), bounds=(0, 1))
+    assert (found[0].value, found[0].low, found[0].high) == pytest.approx(
+        (expected.mean, expected.low, expected.high)
+    )
+
+
+def test_folds_with_a_test_set_in_common_are_repetitions() -> None:
+    folds = [trial(BASE, fold=0), trial(BASE + 0.01, fold=1)]
+    found = estimate(folds, "dice")
+    assert found is not None
+    assert (found[0].n, found[0].draws) == (60, 2)
+    assert found[0].sd == pytest.approx(0.01 / math.sqrt(2))
+
+
+def test_draws_are_paired_whatever_their_order() -> None:
+    level = {0: 0.0, 1: -0.2, 2: 0.1}
+    scratch = [trial(BASE + up, draw=draw) for draw, up in level.items()]
+    gains = {2: 0.03, 0: 0.01, 1: 0.02}
+    pretrained = [trial(BASE + level[draw] + gain, draw=draw, pretrained=True) for draw, gain in gains.items()]
+    found = difference(pretrained, scratch, "dice")
+    assert found is not None and found.draws is not None
+    assert found.estimate.value == pytest.approx(0.02)
+    assert found.estimate.sd == pytest.approx(0.01)
+    assert (found.draws.draws, found.draws.seeds, found.estimate.n) == (3, 1, 60)
+
+
+def test_a_draw_that_one_arm_lacks_is_left_out() -> None:
+    scratch = [trial(BASE, draw=draw) for draw in (0, 1, 2)]
+    pretrained = [trial(BASE + 0.01 * (draw + 1), draw=draw, pretrained=True) for draw in (0, 2, 3)]
+    found = difference(pretrained, scratch, "dice")
+    assert found is not None
+    assert found.estimate.value == pytest.approx(0.02)  # draws 0 and 2
+    assert found.estimate.draws == 2
+
+
+def test_every_pretraining_seed_is_held_against_the_same_scratch() -> None:
+    scratch = [trial(BASE, draw=draw) for draw in (0, 1)]
+    pretrained = [
+        trial(BASE + 0.01 * (seed + 1), draw=draw, pretrain_seed=seed, pretrained=True)
+        for seed in (0, 1)
+        for draw in (0, 1)
+    ]
+    found, turned = difference(pretrained, scratch, "dice"), difference(scratch, pretrained, "dice")
+    assert found is not None and found.draws is not None and turned is not None
+    assert (found.draws.seeds, found.draws.draws) == (2, 2)
+    assert found.draws.by_seed == pytest.approx((0.01, 0.02))
+    assert turned.estimate.value == pytest.approx(-found.estimate.value)
+    assert (turned.estimate.low, turned.estimate.high) == pytest.approx(
+        (-found.estimate.high, -found.estimate.low), abs=2e-3
+    )
+
+
+def test_seeds_of_two_pretrained_arms_are_paired_with_each_other() -> None:
+    arms = [
+        [trial(BASE + up * (seed + 1), draw=draw, pretrain_seed=seed, pretrained=True) for seed in (0, 1) for draw in (0, 1)]
+        for up in (0.03, 0.01)
+    ]  # fmt: skip
+    found = difference(*arms, "dice")
+    assert found is not None and found.draws is not None
+    assert found.draws.by_seed == pytest.approx((0.02, 0.04))
+
+
+def test_an_unfinished_seed_keeps_the_draws_that_all_seeds_have() -> None:
+    made = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    trials = [trial(BASE, draw=draw, pretrain_seed=seed, pretrained=True) for seed, draw in made]
+    assert len(keyed(trials, "dice")) == 4
+
+
+def test_subjects_that_are_undefined_somewhere_are_told() -> None:
+    some = BASE.copy()
+    some[:3] = math.nan
+    found = estimate([trial(BASE, draw=0), trial(some, draw=1)], "dice")
+    assert found is not None
+    assert found[0].n == 57
+    assert "3 subjects without a value in every draw are left out" in found[1]
+    assert len(repetitions([trial(BASE, draw=0), trial(some, draw=1)], "dice")) == 2
+
+
+def test_nothing_in_common_is_no_difference() -> None:
+    assert difference([trial(BASE)], [trial(BASE, first=100)], "dice") is None
+    assert difference([trial(BASE, draw=0)], [trial(BASE, draw=1)], "dice") is None
+    assert difference([], [trial(BASE)], "dice") is None
+    assert estimate([trial([math.nan] * 3)], "dice") is None
+
+
+def test_less_distance_is_better() -> None:
+    noise = RNG.normal(0, 0.01, 60)
+    less = difference([trial(BASE - 0.05 + noise)], [trial(BASE)], "hd95")
+    more = difference([trial(BASE + 0.05 + noise)], [trial(BASE)], "hd95")
+    assert less is not None and more is not None
+    assert less.better and not more.better
+    assert less.test.wins == 60
+
+
+def test_one_small_p_among_many_comparisons_is_not_bold() -> None:
+    noise = np.random.default_rng(5).normal(0, 1, 60)
+    noise -= noise.mean()
+    weak = difference([trial(BASE + 0.01 * (noise + 0.3))], [trial(BASE)], "dice")
+    none = difference([trial(BASE + 0.01 * noise)], [trial(BASE)], "dice")
+    assert weak is not None and none is not None
+    assert weak.better and 0.01 < weak.test.p_wilcoxon < 0.05
+    alone, *_ = corrected([weak])
+    assert alone.better and alone.estimate.better
+    among, *_ = corrected([weak, none, none, none, none])
+    assert not among.better and not among.estimate.better
+    assert among.test.p_holm == pytest.approx(5 * weak.test.p_wilcoxon)
