@@ -22,18 +22,27 @@ BASE = RNG.uniform(0.6, 0.9, 60)
 
 
 def trial(
-    values: Sequence[float], *, pretrained: bool = False, tested: int | None = None, first: int = 0, **point: Any
+    values: Sequence[float],
+    *,
+    pretrained: bool = False,
+    tested: int | None = None,
+    first: int = 0,
+    **point: Any,
 ) -> Trial:
     """A trial whose subjects first, first + 1, ... have these values."""
     rows: list[Mapping[str, Any]] = [
-        {"subject": f"s{first + i}", "session": "0", "dice": value, "hd95": value} for i, value in enumerate(values)
+        {"subject": f"s{first + i}", "session": "0", "dice": value, "hd95": value}
+        for i, value in enumerate(values)
     ]
     record = TrialRecord(
         study="s", id="t", kind="finetune", role="trial", point=point, state="finished", run_dir="r",
         test={"fold": tested},
     )  # fmt: skip
     return Trial(
-        point={**DEFAULTS, **point}, pretrained=pretrained, record=record, scores=ScoreTable.of(rows, POLICIES)
+        point={**DEFAULTS, **point},
+        pretrained=pretrained,
+        record=record,
+        scores=ScoreTable.of(rows, POLICIES),
     )
 
 
@@ -60,7 +69,9 @@ def test_draws_are_paired_whatever_their_order() -> None:
     level = {0: 0.0, 1: -0.2, 2: 0.1}
     scratch = [trial(BASE + up, draw=draw) for draw, up in level.items()]
     gains = {2: 0.03, 0: 0.01, 1: 0.02}
-    pretrained = [trial(BASE + level[draw] + gain, draw=draw, pretrained=True) for draw, gain in gains.items()]
+    pretrained = [
+        trial(BASE + level[draw] + gain, draw=draw, pretrained=True) for draw, gain in gains.items()
+    ]
     found = difference(pretrained, scratch, "dice")
     assert found is not None and found.draws is not None
     assert found.estimate.value == pytest.approx(0.02)
@@ -96,10 +107,14 @@ def test_every_pretraining_seed_is_held_against_the_same_scratch() -> None:
 
 def test_seeds_of_two_pretrained_arms_are_paired_with_each_other() -> None:
     arms = [
-        [trial(BASE + up * (seed + 1), draw=draw, pretrain_seed=seed, pretrained=True) for seed in (0, 1) for draw in (0, 1)]
+        [
+            trial(BASE + up * (seed + 1), draw=draw, pretrain_seed=seed, pretrained=True)
+            for seed in (0, 1)
+            for draw in (0, 1)
+        ]
         for up in (0.03, 0.01)
-    ]  # fmt: skip
-    found = difference(*arms, "dice")
+    ]
+    found = difference(arms[0], arms[1], "dice")
     assert found is not None and found.draws is not None
     assert found.draws.by_seed == pytest.approx((0.02, 0.04))
 
@@ -148,3 +163,13 @@ def test_one_small_p_among_many_comparisons_is_not_bold() -> None:
     among, *_ = corrected([weak, none, none, none, none])
     assert not among.better and not among.estimate.better
     assert among.test.p_holm == pytest.approx(5 * weak.test.p_wilcoxon)
+
+
+def test_no_interval_of_a_difference_exceeds_the_metrics_range() -> None:
+    arms = [
+        [trial([level, level + 0.01], draw=draw) for draw, level in enumerate(levels)]
+        for levels in ((0.1, 0.9), (0.9, 0.1))
+    ]
+    found = difference(arms[0], arms[1], "dice")
+    assert found is not None
+    assert (found.estimate.low, found.estimate.high) == (-1.0, 1.0)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from mlflow.exceptions import MlflowException
 
-from brainfoundry.core.errors import BrainFoundryError
+from brainfoundry.core.errors import BrainFoundryError, DataError
 from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.report.cells import Estimate, Table
 from brainfoundry.experiments.report.contents import Contents, contents_of
+from brainfoundry.experiments.report.mlflow_check import check_runs
 from brainfoundry.experiments.report.page import report_page
+from brainfoundry.experiments.report.pictures import strata
 from brainfoundry.experiments.report.results import StudyResults
+from brainfoundry.experiments.stats import by_group
 from tests.experiments.report.builders import FOLDS, study, write_study
 from tests.jobs.in_process import load_job, runner
 
@@ -33,6 +41,7 @@ def unfinished(record: TrialRecord) -> TrialRecord | None:
     return replace(record, state="failed", error="the loss is nan") if record.point["draw"] == 1 else record
 
 
+@cache
 def contents(folder: str) -> Contents:
     return contents_of(StudyResults.open([folder]))
 
@@ -94,6 +103,13 @@ def test_published_figures_have_columns_of_their_own(whole: str) -> None:
     assert cell.published and cell.measured is None
     differences = [column for column in made.columns if "minus" in column]
     assert all("published" not in column for column in differences)
+
+
+def test_no_column_is_kept_for_shares_that_the_paper_has_not(tmp_path: Path) -> None:
+    grid = [{"size": ["nano"], "init": ["scratch", "stage1"], "share": [50], "draw": [0, 1]}]
+    primary = {**study()["primary"], "where": {"share": 50}}
+    made = table(contents(write_study(tmp_path, study(grid=grid, primary=primary))), "table9-means")
+    assert not any("published" in column for column in made.columns)
 
 
 def test_missing_cells_say_what_fills_them(holed: str) -> None:
@@ -206,3 +222,90 @@ def test_the_job_refuses_what_is_no_study(run: Callable[..., tuple[int, str, str
     assert status != 0 and str(tmp_path) in err and "Traceback" not in err
     with pytest.raises(BrainFoundryError, match=re.escape(str(tmp_path))):
         StudyResults.open([str(tmp_path)])
+
+
+def test_options_that_were_tried_are_listed_best_first(tmp_path: Path) -> None:
+    def tried(record: TrialRecord) -> TrialRecord:
+        if record.kind == "pretrain" or record.point["draw"] != 2:
+            return record
+        score = {"val/dice_mean": 0.7 if record.point["init"] == "scratch" else 0.8}
+        return replace(record, role="choice", chosen={"optim.lr": 0.0005}, validation=score)
+
+    made = table(contents(write_study(tmp_path, change=tried)), "choices")
+    scores = [made.cell(row, "validation, mean Dice").measured for row in made.rows]
+    assert scores == ["0.800", "0.800", "0.700", "0.700"]
+    assert made.cell(made.rows[0], "optim.lr").measured == "0.0005"
+
+
+def test_several_studies_share_a_page_and_no_file(whole: str, nothing_gained: str, tmp_path: Path) -> None:
+    other = write_study(tmp_path, FOLDS)
+    found = contents_of(StudyResults.open([whole, other]))
+    names = list(found.parts())
+    assert len(set(names)) == len(names)
+    assert {"tables/few-table9.csv", "tables/folds-table8.csv", "tables/table1.csv"} <= set(names)
+    page = report_page(found)
+    assert page.count('class="answer"') == 2
+
+
+def test_every_table_compiles(holed: str, tmp_path: Path) -> None:
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("no pdflatex is installed")
+    tables = [data.decode() for name, data in contents(holed).parts().items() if name.endswith(".tex")]
+    head = "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs,graphicx}\n"
+    text = head + "\\begin{document}\n" + "\\clearpage\n".join(tables) + "\\end{document}\n"
+    (tmp_path / "all.tex").write_text(text)
+    command = [program, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Missing character" not in done.stdout
+
+
+def test_groups_of_few_subjects_are_hidden(tmp_path: Path) -> None:
+    (found,) = StudyResults.open([write_study(tmp_path)]).studies
+    manifest = found.manifests["brats"]
+    assert not isinstance(manifest, str)
+    subjects = {f"brats-{i:04d}" for i in range(40)}
+    by = strata(manifest, subjects)
+    assert set(by) == {"sex", "age", "site or scanner"}
+    assert set(by["sex"].values()) == {"female", "male"}
+    rare = min(Counter(by["site or scanner"].values()).items(), key=lambda pair: pair[1])
+    assert rare[1] < 5
+    rows = {row.group: row for row in by_group(dict.fromkeys(subjects, 0.5), by["site or scanner"])}
+    assert rows[rare[0]].interval is None and rows[rare[0]].count == "<5"
+
+
+def test_scores_of_another_manifest_are_not_grouped(tmp_path: Path) -> None:
+    def older(record: TrialRecord) -> TrialRecord:
+        test = record.test and {**record.test, "manifest_hash": "of before a withdrawal"}
+        return replace(record, test=test)
+
+    names = [picture.name for picture in contents(write_study(tmp_path, change=older)).studies[0].pictures]
+    assert "groups" not in names and "fig5" in names
+
+
+def test_damaged_scores_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    broken = next(Path(folder, "scores").glob("*.parquet"))
+    broken.write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match=re.escape(broken.name)) as error:
+        StudyResults.open([folder])
+    assert error.value.fix == "delete its trial's record and submit the study again"
+
+
+def test_mlflow_is_asked_for_ids_alone(whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            assert tracking_uri == "http://tracking"
+
+        def get_run(self, run_id: str) -> None:
+            asked.append(run_id)
+            if "stage1" in run_id:
+                raise MlflowException("no such run")
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
+    (line,) = check_runs(StudyResults.open([whole]), "http://tracking")
+    assert line.startswith("Study few: 6 of 13 MLflow runs are at http://tracking; not there: ")
+    assert len(asked) == 13

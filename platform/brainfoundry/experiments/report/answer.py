@@ -92,7 +92,7 @@ def _said(axis: str, value: object) -> str:
 
 def _told(found: Difference) -> str:
     e = found.estimate
-    sample = f"{e.n:,} test subjects"
+    sample = f"{e.n:,} test subject{'' if e.n == 1 else 's'}"
     if found.draws is not None:
         sample = f"{found.draws.draws} draws × {sample}"
         sample = f"{found.draws.seeds} pretraining seeds × {sample}" if found.draws.seeds > 1 else sample
@@ -135,7 +135,8 @@ def _cautions(study: Study, trials: list[Trial], missing: list[Trial], found: Di
         )
     said += leaks([trial for trial in trials if trial.scored])
     if found.draws is not None:
-        said.append(found.draws.covers)
+        covers = found.draws.covers
+        said.append(f"The interval {covers[0].lower()}{covers[1:]}")
     else:
         said.append(
             "Each arm was trained once: the interval speaks of test subjects alone, and another subset of "

@@ -113,9 +113,8 @@ def estimate(trials: Sequence[Trial], metric: str) -> tuple[Estimate, tuple[str,
         one = mean_interval(next(iter(found.values())), bounds=bounds)
         if not one.n:
             return None
-        return Estimate(value=one.mean, low=one.low, high=one.high, n=one.n), (
-            one.warning,
-        ) if one.warning else ()
+        told = Estimate(value=one.mean, low=one.low, high=one.high, n=one.n)
+        return told, (one.warning,) if one.warning else ()
     if not found or not _anybody(found):
         return None
     many = two_level(found)
@@ -147,6 +146,8 @@ def difference(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str) -
         said = two_level(pairs)
         value, low, high, n, draws = said.difference, said.low, said.high, said.subjects, len(pairs)
         sd = said.sd_between_draws
+    least, most = bounds_of(metric)  # no difference is greater than the metric's range
+    low, high = (float(end) for end in np.clip((low, high), least - most, most - least))
     better = low > 0 if higher else high < 0
     told = Estimate(value=value, low=low, high=high, n=n, draws=draws, sd=sd, better=better, signed=True)
     return Difference(estimate=told, test=test, draws=said, better=better)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from brainfoundry.cohorts.manifest import Manifest
 from brainfoundry.core import files
@@ -25,7 +26,6 @@ class StudyContents:
         main: the table of the first screen; None for a study without scores.
         scores: all tables of scores, those of the paper first.
         behind: comparisons, cost, trials, options that were tried, settings.
-        pictures: the most telling first.
     """
 
     study: Study
@@ -33,7 +33,11 @@ class StudyContents:
     main: Table | None
     scores: tuple[Table, ...]
     behind: tuple[Table, ...]
-    pictures: tuple[Picture, ...]
+
+    @cached_property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Figures, the most telling first; drawn when they are asked for."""
+        return tuple(pictures_of(self.study))
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -112,7 +116,7 @@ def _study(study: Study) -> StudyContents:
     ]  # fmt: skip
     return StudyContents(
         study=study, answer=answer_of(study), main=main, scores=tuple(scores),
-        behind=tuple(table for table in behind if table is not None), pictures=tuple(pictures_of(study)),
+        behind=tuple(table for table in behind if table is not None),
     )  # fmt: skip
 
 

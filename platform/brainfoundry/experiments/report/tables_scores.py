@@ -207,6 +207,7 @@ def few_shot_table(study: Study, *, each_draw: bool = True) -> Table:
         cells += [
             _detectable(row, column, made) for column, made in found.items() if draw is None or draws == 1
         ]
+    alone = tuple(name for name in alone if any(cell.column == name for cell in cells))
     for (row, column), one in zip(compared, corrected(list(compared.values())), strict=True):
         cells.append(Cell(row=row, column=column, measured=one.estimate, notes=one.warnings))
     notes = [*study.spec.notes, *_FEW_SHOT_NOTES]
