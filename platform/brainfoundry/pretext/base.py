@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-import brainfoundry.pretext
-from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.plugins import Plugins
 from brainfoundry.models.sizes import EncoderSpec
 
 
@@ -76,18 +72,18 @@ class Objective(Protocol):
         ...
 
 
-_MEMBERS = ("Config", "loss_names", "check_crop", "network", "loss", "pictures")
+_MEMBERS = (
+    "Config", "loss_names", "views_per_crop", "check_crop", "check_group", "network", "loss", "pictures",
+)  # fmt: skip
+_OBJECTIVES = Plugins[type[Objective]](
+    package="brainfoundry.pretext", attribute="Objective", what="objective",
+    accepts=lambda found: isinstance(found, type) and all(hasattr(found, member) for member in _MEMBERS),
+)  # fmt: skip
 
 
 def available() -> list[str]:
     """Names of the objectives that are there."""
-    names = (module.name for module in pkgutil.iter_modules(brainfoundry.pretext.__path__))
-    return sorted(name for name in names if name != "base" and _class_in(name) is not None)
-
-
-def _class_in(name: str) -> type | None:
-    found = getattr(importlib.import_module(f"brainfoundry.pretext.{name}"), "Objective", None)
-    return found if isinstance(found, type) and all(hasattr(found, member) for member in _MEMBERS) else None
+    return _OBJECTIVES.names()
 
 
 def load_objective(name: str) -> type[Objective]:
@@ -96,8 +92,4 @@ def load_objective(name: str) -> type[Objective]:
     Raises:
         ConfigError: there is no such file, or no objective in it; the message lists those that are there.
     """
-    spec = importlib.util.find_spec(f"brainfoundry.pretext.{name}") if name.isidentifier() else None
-    found = _class_in(name) if spec is not None and name != "base" else None
-    if found is None:
-        raise ConfigError(f"objective '{name}' does not exist", fix=f"choose one of {', '.join(available())}")
-    return found
+    return _OBJECTIVES.load(name)

@@ -26,6 +26,7 @@ from brainfoundry.core.rng import hash64_torch, key_of
 from brainfoundry.models import EncoderSpec, SSLNetwork, check_crop
 from brainfoundry.pretext.contrast import Scope, nt_xent
 from brainfoundry.pretext.cutout import CutoutSpec, cut_out
+from brainfoundry.pretext.presence import group_weights
 from brainfoundry.pretext.rotation import draw_turns, rotate
 
 _VIEW = key_of("pretext.view")
@@ -191,13 +192,10 @@ def _l1(
 ) -> torch.Tensor:
     """Mean over groups of a group's mean absolute difference over its present (crop, modality) pairs.
 
-    Both tensors hold all views, one after the other. A group's mean depends on nothing outside it, so losses
-    are the same on any number of workers; a group that has nothing adds 0. With everything present each
-    weight is exactly 1, and the result bit for bit that of `F.l1_loss`.
+    Both tensors hold all views, one after the other. With everything present each weight is exactly 1, and
+    the result bit for bit that of `F.l1_loss`.
     """
     if present_NC is None:
         return F.l1_loss(rebuilt, target)
-    there_GK = present_NC.repeat(len(target) // len(present_NC), 1).float()
-    there_GK = there_GK.view(-1, crops_per_group * target.shape[1])
-    weights_GK = there_GK * (there_GK.shape[1] / there_GK.sum(dim=1, keepdim=True).clamp(min=1))
-    return ((rebuilt - target).abs() * weights_GK.view(*target.shape[:2], 1, 1, 1)).mean()
+    weights_NC = group_weights(present_NC.repeat(len(target) // len(present_NC), 1), crops_per_group)
+    return ((rebuilt - target).abs() * weights_NC[:, :, None, None, None]).mean()

@@ -24,6 +24,7 @@ from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64_torch, key_of
 from brainfoundry.models import EncoderSpec, SSLNetwork, check_crop
 from brainfoundry.models.swin import bottleneck
+from brainfoundry.pretext.presence import group_weights
 
 Loss = Literal["l2", "l1"]
 
@@ -138,7 +139,9 @@ class Objective:
             error = difference.abs() if self.config.loss == "l1" else difference.square()
             voxels = self._count(x_NCDHW.shape[2:])[1] * self.config.patch**3
             error_NC = error.masked_fill(~hidden, 0.0).sum(dim=(2, 3, 4)) / voxels
-            total = _over_groups(error_NC, crops_per_group, present_NC)
+            if present_NC is not None:
+                error_NC = error_NC * group_weights(present_NC, crops_per_group)
+            total = error_NC.mean()
         return {"total": total, "reconstruction": total.detach()}
 
     @torch.no_grad()
@@ -148,17 +151,3 @@ class Objective:
         """`input`, `cut` (hidden voxels 0) and `rebuilt` (the answer, shown voxels too): float32."""
         cut = x_NCDHW.masked_fill(self.hidden(seeds_N, [int(side) for side in x_NCDHW.shape[2:]]), 0.0)
         return {"input": x_NCDHW.float(), "cut": cut.float(), "rebuilt": network(cut).float()}
-
-
-def _over_groups(
-    error_NC: torch.Tensor, crops_per_group: int, present_NC: torch.Tensor | None
-) -> torch.Tensor:
-    """Mean over groups of a group's mean over its present (crop, modality) pairs; a group without any adds 0.
-
-    A group's mean depends on nothing outside it, so losses are the same on any number of workers.
-    """
-    if present_NC is None:
-        return error_NC.mean()
-    there_GK = present_NC.float().view(-1, crops_per_group * error_NC.shape[1])
-    sum_G = (error_NC.view_as(there_GK) * there_GK).sum(dim=1)
-    return (sum_G / there_GK.sum(dim=1).clamp(min=1)).mean()

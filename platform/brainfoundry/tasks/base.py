@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import brainfoundry.tasks
 from brainfoundry.cohorts import labels
 from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.plugins import Plugins
 from brainfoundry.tasks.lesions import Connectivity, Lesion, lesion_table
 from brainfoundry.tasks.overlap import as_mask, union_box
 
@@ -179,15 +176,15 @@ class Task(ABC):
         ]
 
 
+_TASKS = Plugins[Task](
+    package="brainfoundry.tasks", attribute="TASK", what="task",
+    accepts=lambda found: isinstance(found, Task),
+)  # fmt: skip
+
+
 def available() -> list[str]:
     """Names of the tasks that are there."""
-    names = (module.name for module in pkgutil.iter_modules(brainfoundry.tasks.__path__))
-    return sorted(name for name in names if _task_in(name) is not None)
-
-
-def _task_in(name: str) -> Task | None:
-    found = getattr(importlib.import_module(f"brainfoundry.tasks.{name}"), "TASK", None)
-    return found if isinstance(found, Task) else None
+    return _TASKS.names()
 
 
 def load_task(name: str) -> Task:
@@ -196,8 +193,9 @@ def load_task(name: str) -> Task:
     Raises:
         ConfigError: there is no such file, or no task in it; the message lists those that are there.
     """
-    spec = importlib.util.find_spec(f"brainfoundry.tasks.{name}") if name.isidentifier() else None
-    found = _task_in(name) if spec is not None else None
-    if found is None:
-        raise ConfigError(f"task '{name}' does not exist", fix=f"choose one of {', '.join(available())}")
-    return found
+    return _TASKS.load(name)
+
+
+def readers_of(scheme: str) -> list[str]:
+    """Names of the tasks that understand masks of a label scheme."""
+    return [name for name in available() if scheme in load_task(name).schemes]

@@ -14,7 +14,7 @@ from typing import Any
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64_int, key_of
 from brainfoundry.store.reader import ShardSet
-from brainfoundry.tasks.base import available, load_task
+from brainfoundry.tasks.base import load_task, readers_of
 from brainfoundry.training.config import PretrainConfig
 from brainfoundry.training.leak_gate import parse_test_set
 from brainfoundry.training.volumes import Session, sessions_of
@@ -129,7 +129,7 @@ def _task_name(asked: str | None, labelled: ShardSet) -> str:
         except ConfigError as error:
             raise ConfigError(f"--probe.task: {error.problem}", file=labelled.uri, fix=error.fix) from error
         return asked
-    able = [name for name in available() if scheme in load_task(name).schemes]
+    able = readers_of(scheme)
     if not able:
         raise ConfigError(
             f"no task reads the probe's masks, of label scheme {scheme!r}",

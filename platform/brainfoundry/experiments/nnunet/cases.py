@@ -16,7 +16,7 @@ from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.store.meta import manifest_uri
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.folds import HELD_OUT, few_shot_subset, split_view
-from brainfoundry.tasks.base import available, load_task
+from brainfoundry.tasks.base import available, load_task, readers_of
 from brainfoundry.training.held_out import held_out_split
 from brainfoundry.training.volumes import sessions_of
 
@@ -79,7 +79,7 @@ def task_of(shards: ShardSet, name: str = "") -> str:
     if name:
         load_task(name).check_scheme(scheme)
         return name
-    fits = [task for task in available() if scheme in load_task(task).schemes]
+    fits = readers_of(scheme)
     if len(fits) != 1:
         raise ConfigError(
             f"masks of {scheme} are of {'several tasks' if fits else 'no task'}", file=shards.uri,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import brainfoundry.models.families
 from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.plugins import Plugins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +158,15 @@ def heads_divide(family: str, embed: int, heads: int) -> None:
         )
 
 
+_FAMILIES = Plugins[Family](
+    package="brainfoundry.models.families", attribute="FAMILY", what="network family",
+    accepts=lambda found: isinstance(found, Family),
+)  # fmt: skip
+
+
 def family_names() -> tuple[str, ...]:
     """Names of the families that are there, in order."""
-    names = (module.name for module in pkgutil.iter_modules(brainfoundry.models.families.__path__))
-    return tuple(sorted(name for name in names if _family_in(name) is not None))
-
-
-def _family_in(name: str) -> Family | None:
-    found = getattr(importlib.import_module(f"brainfoundry.models.families.{name}"), "FAMILY", None)
-    return found if isinstance(found, Family) else None
+    return tuple(_FAMILIES.names())
 
 
 def load_family(name: str) -> Family:
@@ -178,10 +175,4 @@ def load_family(name: str) -> Family:
     Raises:
         ConfigError: there is no such file, or no family in it; the message lists those that are there.
     """
-    spec = importlib.util.find_spec(f"brainfoundry.models.families.{name}") if name.isidentifier() else None
-    found = _family_in(name) if spec is not None else None
-    if found is None:
-        raise ConfigError(
-            f"network family '{name}' does not exist", fix=f"choose one of {', '.join(family_names())}"
-        )
-    return found
+    return _FAMILIES.load(name)
