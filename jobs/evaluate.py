@@ -12,7 +12,7 @@ it, has seen in training is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
@@ -21,12 +21,10 @@ from brainfoundry.core.ray_session import connect
 from brainfoundry.experiments.external import find_external, record_evaluation
 from brainfoundry.inference.windows import WindowSpec
 from brainfoundry.models import check_crop
-from brainfoundry.store.reader import ShardSet
 from brainfoundry.training.config import TrackingOptions
 from brainfoundry.training.ensemble import find_models, window_of
 from brainfoundry.training.evaluation import evaluate, log_evaluation
 from brainfoundry.training.evaluation_spec import tracker_for, volumes_of
-from brainfoundry.training.leak_gate import gate, open_test_set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ def main(config: EvaluateConfig) -> None:
     uris = [model.uri for model in models]
 
     # Everything is checked here, before anything runs: same task, same channels, nobody seen before.
-    spec, notes = volumes_of(
+    spec, notes, leaks = volumes_of(
         models, config.shards, split=config.split, fold=config.fold, limit=config.limit,
         allow_leak=config.allow_leak, flips=config.flips, lesionwise=config.lesionwise,
         precision=config.precision,
@@ -94,11 +92,8 @@ def main(config: EvaluateConfig) -> None:
             mode=config.mode,
         ),
     )  # fmt: skip
-    leaks: tuple[dict[str, Any], ...] = ()
     if trial is not None:
         trial.check_volumes(spec, split=config.split, fold=config.fold, limit=config.limit)
-        tested = open_test_set(ShardSet.open(config.shards), split=config.split, fold=config.fold)
-        leaks = tuple(gate([tested], uris, allow=config.allow_leak))
     what = f"fold {config.fold}" if config.fold is not None else f"split {config.split}"
     print(f"{len(spec.sessions)} subjects of {what}, {len(uris)} checkpoint(s)")
     for note in notes:
@@ -115,7 +110,7 @@ def main(config: EvaluateConfig) -> None:
     log_evaluation(tracker, found, step=0, subjects=config.tracking.subjects)
     tracker.close("FINISHED", timeout_s=120.0)
     if trial is not None:
-        record_evaluation(trial, models, spec, found, leaks)
+        record_evaluation(trial, models, found, leaks)
         print(f"recorded as trial {trial.node.id} of {config.study}")
     print(f"scores: {found.scores}\npage:   {found.page}\n{tracker.where()}")
 

@@ -11,7 +11,7 @@ and the shard sets of its cohorts. With no options it runs a small study on demo
 """
 
 from brainfoundry.core.job import run_job
-from brainfoundry.experiments.study_job import Presets, StudyConfig, study_job
+from brainfoundry.experiments.study_job import StudyConfig, study_job
 
 if __name__ == "__main__":
-    run_job(StudyConfig, study_job, description=__doc__, presets=Presets(StudyConfig()), default_preset="")
+    run_job(StudyConfig, study_job, description=__doc__)

@@ -11,9 +11,9 @@ it is a demo of a few steps on cohorts that it makes itself; --preset paper asks
 """
 
 from brainfoundry.core.job import run_job
-from brainfoundry.experiments.study_job import Presets, StudyConfig, study_job
+from brainfoundry.experiments.study_job import StudyConfig, study_job
 
 DEFAULT = StudyConfig(study="tune_few_shot")
 
 if __name__ == "__main__":
-    run_job(StudyConfig, study_job, description=__doc__, presets=Presets(DEFAULT), default_preset="")
+    run_job(StudyConfig, study_job, description=__doc__, default=DEFAULT)

@@ -50,6 +50,23 @@ def test_layers_override_in_order(tmp_path: Path) -> None:
     assert (both.optim.lr, both.dry_run, both.modalities) == (1.0, False, ("T1w", "FLAIR"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    study: str = "demo"
+    """Study."""
+    preset: str = ""
+    """One of the study's own."""
+
+
+def test_without_presets_preset_is_an_option_like_any_other() -> None:
+    assert parse(Named, ("--preset", "wide"), default=Named(study="mine")) == Named(
+        study="mine", preset="wide"
+    )
+    assert parse(Named, ()) == Named()
+    with pytest.raises(ConfigError, match="unknown preset 'wide'"):
+        parse(Optim, ("--preset", "wide"))
+
+
 def test_short_names_and_commas() -> None:
     aliases = {"--lr": "--optim.lr", "--mods": "--modalities"}
 

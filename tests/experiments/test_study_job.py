@@ -23,7 +23,7 @@ from brainfoundry.core.job import run_job
 from brainfoundry.experiments.demo import demo_cohorts, is_demo
 from brainfoundry.experiments.records import read_records
 from brainfoundry.experiments.spec import load_study
-from brainfoundry.experiments.study_job import Presets, StudyConfig, study_job
+from brainfoundry.experiments.study_job import StudyConfig, study_job
 from brainfoundry.training.checkpoint import list_steps
 from tests.cluster.job_cluster import JobCluster, local_state
 from tests.experiments.test_driver import content
@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*argv: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
             run_job(
-                StudyConfig, study_job, description="", presets=Presets(StudyConfig()), default_preset="",
+                StudyConfig, study_job, description="",
                 argv=[str(a) for a in argv],
             )  # fmt: skip
         shown = capsys.readouterr()

@@ -170,6 +170,28 @@ def test_parquet_has_all_policies_in_its_metadata(tmp_path: Path) -> None:
     ]
 
 
+def test_parquet_reads_back_and_nothing_else_does(tmp_path: Path) -> None:
+    table = table_of({"dice_wt": [0.5, NONE], "hd95_wt": [3.0, 4.0]})
+    uri = str(tmp_path / "scores.parquet")
+    table.to_parquet(uri)
+    found = ScoreTable.from_parquet(uri)
+    assert (found.keys, found.metrics, found.policies) == (table.keys, table.metrics, table.policies)
+    np.testing.assert_array_equal(found.values, table.values)
+    pq.write_table(pq.read_table(uri).drop_columns(["subject"]), uri)
+    with pytest.raises(DataError, match="not a table of scores"):
+        ScoreTable.from_parquet(uri)
+    Path(uri).write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match="damaged table"):
+        ScoreTable.from_parquet(uri)
+
+
+def test_means_are_those_of_the_summary() -> None:
+    table = table_of({"a": [0.25, NONE, 0.5], "b": [NONE] * 3})
+    assert (
+        table.means() == {line.metric: line.mean for line in table.summary() if line.defined} == {"a": 0.375}
+    )
+
+
 def test_printed_table_ends_with_its_policies() -> None:
     console = Console(file=io.StringIO(), width=40)
     table = table_of({"dice_et": [0.25, 0.75], "hd95_et": [NONE, NONE], "volume_diff": [12345.0, 12345.0]})

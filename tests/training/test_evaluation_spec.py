@@ -50,7 +50,9 @@ def spec_of(shards: str, *uris: str, split: str = "test", **options: Any) -> tup
     """As `jobs/evaluate.py` asks."""
     models = find_models(uris)
     given: dict[str, Any] = {"fold": None, "limit": None, "allow_leak": False} | options
-    return volumes_of(models, shards, split=split, window=WindowSpec(window=window_of(models, None)), **given)
+    return volumes_of(
+        models, shards, split=split, window=WindowSpec(window=window_of(models, None)), **given
+    )[:2]
 
 
 def test_the_test_split_of_its_own_set(labelled_shards: str, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def spec_of(run: str, shards: str, *, allow_leak: bool) -> tuple[VolumeSpec, lis
     return volumes_of(
         models, shards, split="test", fold=None, limit=None, allow_leak=allow_leak,
         window=WindowSpec(window=window_of(models, None), mode="exact"),
-    )  # fmt: skip
+    )[:2]  # fmt: skip
 
 
 def test_the_card_says_what_it_must_be_shown(bundle: Bundle, tmp_path: Path) -> None:

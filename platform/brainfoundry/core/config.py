@@ -33,6 +33,7 @@ def parse(
     kind: type[C],
     argv: Sequence[str],
     *,
+    default: C | None = None,
     presets: Mapping[str, C] | None = None,
     default_preset: str | None = None,
     aliases: Mapping[str, str] | None = None,
@@ -41,7 +42,9 @@ def parse(
 ) -> C:
     """The configuration that preset, YAML file and command line give together.
 
-    `--preset NAME` and `--config FILE` are read first, wherever they stand; the rest overrides them.
+    `--preset NAME` and `--config FILE` are read first, wherever they stand; the rest overrides them. Without
+    presets, `--preset` is an option like any other where `kind` has such a field. `default` is what `kind()`
+    is otherwise.
     `aliases` are short names of options (`{"--lr": "--optim.lr"}`). Values of a field that takes several
     may be separated by spaces or commas.
 
@@ -49,7 +52,10 @@ def parse(
         ConfigError: unknown preset, field, or a value of the wrong type.
         SystemExit: after `--help`.
     """
-    preset, argv = _take(argv, "--preset")
+    fields = dict(_leaves(kind))
+    preset = None
+    if presets or "preset" not in fields:
+        preset, argv = _take(argv, "--preset")
     file, argv = _take(argv, "--config")
     presets = presets or {}
     name = preset or default_preset
@@ -58,8 +64,7 @@ def parse(
             f"unknown preset {preset!r}",
             fix=f"choose one of {', '.join(presets)}" if presets else "leave it out",
         )
-    default = presets[name] if name is not None else kind()
-    fields = dict(_leaves(kind))
+    default = presets[name] if name is not None else default or kind()
     args = [*(_yaml_args(file, fields) if file else ()), *_expand(argv, fields, aliases or {})]
     _refuse_unknown(args, fields)
     if presets:

@@ -19,6 +19,7 @@ def run_job(
     main: Callable[[C], int | None],
     *,
     description: str | None,
+    default: C | None = None,
     presets: Mapping[str, C] | None = None,
     default_preset: str | None = None,
     aliases: Mapping[str, str] | None = None,
@@ -33,6 +34,7 @@ def run_job(
         config = parse(
             kind,
             argv if argv is not None else argv_of_process(),
+            default=default,
             presets=presets,
             default_preset=default_preset,
             aliases=aliases,

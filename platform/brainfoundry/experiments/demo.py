@@ -31,8 +31,7 @@ def demo_cohorts(spec: StudySpec, folder: Path, *, make: bool = True) -> dict[st
     Raises:
         DataError: one is not there and `make` is False.
     """
-    runs = [*spec.stages.values(), *([spec.finetune] if spec.finetune is not None else [])]
-    recipes = {run.cohort: run.recipe for run in runs}
+    recipes = {run.cohort: run.recipe for run in spec.runs}
     return {
         name: ensure_demo_shards(folder, make=make) if recipe == "ukb" else _split(recipe, folder, make=make)
         for name, recipe in recipes.items()
@@ -41,8 +40,7 @@ def demo_cohorts(spec: StudySpec, folder: Path, *, make: bool = True) -> dict[st
 
 def is_demo(spec: StudySpec) -> bool:
     """Whether every run of a study is of the demo preset."""
-    runs = [*spec.stages.values(), *([spec.finetune] if spec.finetune is not None else [])]
-    return all(run.preset == "demo" for run in runs)
+    return all(run.preset == "demo" for run in spec.runs)
 
 
 def _split(recipe: str, folder: Path, *, make: bool) -> str:

@@ -34,8 +34,6 @@ from brainfoundry.training.config import ClusterConfig, TrainConfig
 from brainfoundry.training.tracking.tags import run_tags
 from brainfoundry.training.tracking.uri import refuse_if_multinode, resolve_uri
 
-_SHOWN = {"brats": "dice_mean", "atlas": "dice"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
@@ -93,7 +91,7 @@ class _Driver:
         self._uri = resolve_uri(options.tracking, str(paths.home()))
         refuse_if_multinode(self._uri, sum(node["Alive"] for node in ray.nodes()))
         print(f"study {spec.name}: {len(nodes)} runs, {len(todo)} to do, in {study.uri}", flush=True)
-        self._board = Board(spec.name, len(todo), metric_of(spec))
+        self._board = Board(spec.name, len(todo), spec.main_metric)
         self._parent: str | None = None
 
     def run(self, check: Any) -> Outcome:
@@ -277,16 +275,9 @@ def _named(work: Mapping[str, Work], parameters: Mapping[str, Any]) -> Work:
     return work[parameters["node"]]
 
 
-def metric_of(spec: StudySpec) -> str:
-    """The test score that a study shows first."""
-    if spec.primary is not None:
-        return spec.primary.metric
-    return _SHOWN.get(spec.task, "")
-
-
 def _lines(trials: Sequence[TrialRecord], spec: StudySpec) -> list[str]:
     """The trials as a Markdown table, the best first."""
-    metric = metric_of(spec)
+    metric = spec.main_metric
     scored = [r for r in trials if metric in r.metrics]
     sign = -1.0 if higher_is_better(metric) else 1.0
     lines = [f"{len(scored)} of {len(trials)} recorded trials are scored on their test set.", ""]

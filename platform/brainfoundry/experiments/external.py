@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
-
 from brainfoundry.core import files
-from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.errors import ConfigError
 from brainfoundry.experiments.axes import matches, parse_only
 from brainfoundry.experiments.cohort import cohort_info
+from brainfoundry.experiments.freeze import read_frozen
 from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, scores_of, write_record
-from brainfoundry.experiments.spec import read_study
 from brainfoundry.store.reader import ShardSet
+from brainfoundry.tasks.scores import ScoreTable
 from brainfoundry.training.ensemble import Model
 from brainfoundry.training.evaluation import Evaluation
 from brainfoundry.training.tracking.tags import git_tags
@@ -47,6 +46,27 @@ class External:
                 fix="give its --shards and its --split or --fold, and no --limit",
             )  # fmt: skip
 
+    def finish(self, table: ScoreTable, *, manifest_hash: str, **what: Any) -> TrialRecord:
+        """Write scores and record into the study; from then on the trial counts as done.
+
+        Args:
+            manifest_hash: of the shard set as it was scored.
+            what: further fields of the record.
+        """
+        study, node = self.study, self.node
+        assert node.test is not None
+        files.make_folder(files.join(study.uri, "scores"))
+        table.to_parquet(study.absolute(scores_of(node.id)))
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        record = TrialRecord(
+            study=study.name, id=node.id, kind="external", role="trial", point=dict(node.point),
+            state="finished", scores=scores_of(node.id), test=node.test.record(table, manifest_hash),
+            metrics=table.means(), git_commit=git_tags().get("git_commit"),
+            ended=ended, **{"started": ended, **what},
+        )  # fmt: skip
+        write_record(study, record)
+        return record
+
 
 def find_external(folder: str, *, family: str = "", node: str = "", point: Sequence[str] = ()) -> External:
     """An external trial of a study that was submitted (STORAGE/NAME).
@@ -60,15 +80,7 @@ def find_external(folder: str, *, family: str = "", node: str = "", point: Seque
         DataError: no study there.
         ConfigError: no such trial, or several.
     """
-    uri = files.absolute(folder)
-    study = StudyFolder(name=uri.rpartition("/")[2], uri=uri)
-    if not files.exists(study.frozen):
-        raise DataError(
-            "there is no study here", file=study.frozen,
-            fix="submit it with jobs/study.py, and name its folder, STORAGE/NAME",
-        )  # fmt: skip
-    frozen = yaml.safe_load(files.read_bytes(study.frozen))
-    spec = read_study(frozen["study"], file=study.frozen)
+    study, spec, frozen = read_frozen(folder)
     infos = {name: cohort_info(ShardSet.open(shards)) for name, shards in frozen["cohorts"].items()}
     families = {str(p["family"]) for p in spec.points()}
     if family and family not in families:
@@ -76,7 +88,7 @@ def find_external(folder: str, *, family: str = "", node: str = "", point: Seque
             f"study {study.name} has no trials of family {family}", file=study.frozen,
             fix=f"add {family} to its externals and its grid",
         )  # fmt: skip
-    nodes = plan_study(spec, infos, uri.rpartition("/")[0], only=[f"family={family}"] if family else ())
+    nodes = plan_study(spec, infos, study.uri.rpartition("/")[0], only=[f"family={family}"] if family else ())
     ours = [n for n in nodes if n.kind == "external"]
     wanted = parse_only(point, [n.point for n in ours])
     found = [n for n in ours if (not node or n.id == node) and matches(n.point, wanted)]
@@ -90,29 +102,16 @@ def find_external(folder: str, *, family: str = "", node: str = "", point: Seque
 
 
 def record_evaluation(
-    trial: External,
-    models: Sequence[Model],
-    spec: VolumeSpec,
-    found: Evaluation,
-    leaks: Sequence[dict[str, Any]],
+    trial: External, models: Sequence[Model], found: Evaluation, leaks: Sequence[dict[str, Any]]
 ) -> TrialRecord:
-    """Write scores and record into the study; from then on the trial counts as done."""
-    study, node, card = trial.study, trial.node, models[0].card
-    files.make_folder(files.join(study.uri, "scores"))
-    found.table.to_parquet(study.absolute(scores_of(node.id)))
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    assert node.test is not None
-    record = TrialRecord(
-        study=study.name, id=node.id, kind="external", role="trial", point=dict(node.point), state="finished",
-        run_dir=found.folder, checkpoint=models[0].uri, steps=card.step, scores=scores_of(node.id),
-        leaks=(*card.leaks, *leaks),
-        test={
-            "shards": spec.shards, "manifest_hash": ShardSet.open(spec.shards).meta.manifest_hash,
-            "split": node.test.split, "fold": node.test.fold,
-            "subjects": len({subject for subject, _ in found.table.keys}),
-        },
-        metrics={line.metric: line.mean for line in found.table.summary() if line.defined},
-        git_commit=git_tags().get("git_commit"), started=now, ended=now, attempts=1,
+    """The scores of checkpoints as the trial's.
+
+    Args:
+        leaks: of this evaluation, as the leak gate let pass.
+    """
+    card, test = models[0].card, trial.node.test
+    assert test is not None
+    return trial.finish(
+        found.table, manifest_hash=ShardSet.open(test.shards).meta.manifest_hash, run_dir=found.folder,
+        checkpoint=models[0].uri, steps=card.step, leaks=(*card.leaks, *leaks), attempts=1,
     )  # fmt: skip
-    write_record(study, record)
-    return record

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from brainfoundry.core import files
-from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.experiments.records import StudyFolder
 from brainfoundry.experiments.spec import read_study
 from brainfoundry.experiments.study import StudySpec
@@ -54,6 +54,22 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
     }
     files.make_folder(study.uri)
     files.write_bytes(study.frozen, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def read_frozen(folder: str) -> tuple[StudyFolder, StudySpec, dict[str, Any]]:
+    """A study that was submitted, by its folder (STORAGE/NAME); the last is all of its file.
+
+    Raises:
+        DataError: there is no study.
+        ConfigError: a study of another version.
+    """
+    uri = files.absolute(folder)
+    study = StudyFolder(name=uri.rpartition("/")[2], uri=uri)
+    if not files.exists(study.frozen):
+        fix = "name a study's folder, STORAGE/NAME, as jobs/study.py printed it"
+        raise DataError("there is no study here", file=study.frozen, fix=fix)
+    frozen = yaml.safe_load(files.read_bytes(study.frozen))
+    return study, read_study(frozen["study"], file=study.frozen), frozen
 
 
 def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], study: StudyFolder) -> None:

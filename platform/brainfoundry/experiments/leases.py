@@ -21,8 +21,6 @@ log = logging.getLogger("brainfoundry.experiments")
 
 LEASES = "brainfoundry-leases"
 """Name of the actor, one a Ray job."""
-CALLBACK = "brainfoundry.experiments.leases.Lease"
-"""For `$RAY_TRAIN_CALLBACKS` of a trial's process: Ray Train makes one for each run."""
 _REMOVED_S = 15.0
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from brainfoundry.core import files
 from brainfoundry.core.errors import ClusterError
 from brainfoundry.experiments.records import StudyFolder
-from brainfoundry.training.tracking.lock import DeliveryLock, LockHeld
+from brainfoundry.training.tracking.lock import FileLock, LockHeld
 
 log = logging.getLogger("brainfoundry.experiments")
 
@@ -20,12 +20,11 @@ STALE_S = 180.0
 """Silence after which a driver on another machine counts as dead; one of this machine is noticed at once."""
 
 
-class StudyLock(DeliveryLock):
+class StudyLock(FileLock):
     """`STUDY/lock`."""
 
     def __init__(self, study: StudyFolder, *, stale_s: float = STALE_S) -> None:
-        super().__init__(study.uri, stale_s=stale_s)
-        self._uri = files.join(files.absolute(study.uri), "lock")
+        super().__init__(files.join(study.uri, "lock"), stale_s=stale_s)
 
     def owner(self) -> tuple[str, float]:
         """Machine and last heartbeat of whoever holds it."""

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from brainfoundry.experiments.axes import Point, matches, parse_only
 from brainfoundry.experiments.study import Options
+from brainfoundry.tasks.scores import ScoreTable
 from brainfoundry.training.config import TrainConfig
 
 
@@ -28,6 +29,14 @@ class TestSet:
     def guard(self) -> str:
         """As `--data.guard` names it."""
         return f"{self.shards}#" + (f"split={self.split}" if self.fold is None else f"fold={self.fold}")
+
+    def record(self, table: ScoreTable, manifest_hash: str) -> dict[str, Any]:
+        """What a trial's record says of it, once its subjects are scored."""
+        subjects = len({subject for subject, _ in table.keys})
+        return {
+            "shards": self.shards, "manifest_hash": manifest_hash, "split": self.split, "fold": self.fold,
+            "subjects": subjects,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

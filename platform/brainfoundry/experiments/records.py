@@ -7,10 +7,14 @@ when the study is submitted again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import DataError
@@ -54,6 +58,17 @@ def scores_of(node: str) -> str:
 def losses_of(node: str) -> str:
     """Losses of a node, relative to the study."""
     return f"losses/{node}.parquet"
+
+
+_LOSSES = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
+
+
+def write_loss_table(uri: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Losses as a table: rows of step, name, value."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), _LOSSES), sink, compression="zstd")
+    files.make_folder(uri.rpartition("/")[0])
+    files.write_bytes(uri, sink.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)

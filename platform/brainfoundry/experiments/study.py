@@ -149,6 +149,19 @@ class StudySpec:
         chain = self.inits[point["init"]]
         return () if chain == (CT,) else chain
 
+    @property
+    def runs(self) -> tuple[RunSpec, ...]:
+        """Its training runs: stages, then the fine-tuning."""
+        return (*self.stages.values(), *([self.finetune] if self.finetune is not None else []))
+
+    @property
+    def main_metric(self) -> str:
+        """The test score that it shows first: the primary endpoint's, else the task's mean Dice; "" without
+        a task."""
+        if self.primary is not None:
+            return self.primary.metric
+        return {"brats": "dice_mean", "atlas": "dice"}.get(self.task, "")
+
     def varying(self) -> tuple[str, ...]:
         """Axes that have several values in the grid."""
         points = self.points()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from brainfoundry.experiments.board import outcome
 from brainfoundry.experiments.cohort import cohort_info
 from brainfoundry.experiments.cost import calibration_of, estimate_study, read_calibration
 from brainfoundry.experiments.demo import demo_cohorts, is_demo
-from brainfoundry.experiments.driver import Outcome, StudyOptions, metric_of, run_study
+from brainfoundry.experiments.driver import Outcome, StudyOptions, run_study
 from brainfoundry.experiments.mlflow_view import view_url
 from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.plan import plan_study
@@ -60,26 +60,6 @@ class StudyConfig:
     folder."""
     dry_run: bool = False
     """Print trials, cost, time and disk beside the paper's times, and what is done; start nothing."""
-
-
-class Presets(Mapping[str, StudyConfig]):
-    """A job's default with `--preset`, whose names are the study file's own: any is taken, to be looked up
-    there."""
-
-    def __init__(self, default: StudyConfig) -> None:
-        self._default = default
-
-    def __getitem__(self, name: str) -> StudyConfig:
-        return replace(self._default, preset=name)
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("NAME",))  # what --help shows
-
-    def __len__(self) -> int:
-        return 1
 
 
 def study_job(config: StudyConfig) -> int:
@@ -161,7 +141,7 @@ def summarise(
     for node in nodes:
         record = found.records.get(node.id)
         if record is not None and node.role == "trial":
-            print(f"  {node.id}: {outcome(record, metric_of(spec))}")
+            print(f"  {node.id}: {outcome(record, spec.main_metric)}")
     for name, command in found.external.items():
         print(f"  {name}: not run here, filled by: {command}")
     print(f"  records: {files.join(folder, 'records')}")

@@ -6,21 +6,23 @@ newest checkpoint. Reports read the record, so it is written last.
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
-
 from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError
 from brainfoundry.experiments.node import Node, TestSet
-from brainfoundry.experiments.records import StudyFolder, TrialRecord, losses_of, scores_of, write_record
+from brainfoundry.experiments.records import (
+    StudyFolder,
+    TrialRecord,
+    losses_of,
+    scores_of,
+    write_loss_table,
+    write_record,
+)
 from brainfoundry.inference.windows import WindowSpec
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.folds import HELD_OUT
@@ -32,7 +34,6 @@ from brainfoundry.training.evaluation_spec import volumes_of
 from brainfoundry.training.finetune_config import FinetuneConfig
 from brainfoundry.training.initialise import find_checkpoint
 from brainfoundry.training.launch import train
-from brainfoundry.training.leak_gate import gate, open_test_set
 from brainfoundry.training.receipt_log import attempts
 from brainfoundry.training.reporter import tracker_of
 from brainfoundry.training.resolve import storage_of
@@ -56,13 +57,19 @@ class _Tested:
 
 
 def run_node(
-    node: Node, config: TrainConfig, study: StudyFolder, *, chosen: Mapping[str, Any] | None = None
+    node: Node,
+    config: TrainConfig,
+    study: StudyFolder,
+    *,
+    chosen: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> TrialRecord:
     """Train, or go on training, evaluate on the test set, and write the record.
 
     Args:
         config: the node's, with what was picked for it.
         chosen: options that were picked for it, for the record.
+        callbacks: of Ray Train, in the run's controller.
 
     Raises:
         BrainFoundryError: whatever keeps the run from starting, or stopped it.
@@ -74,7 +81,7 @@ def run_node(
         _say(node, "was trained before")
     else:
         _say(node, f"trains to step {task.config.optim.steps}")
-        summary = train(task)
+        summary = train(task, callbacks=callbacks)
     uri, chosen_on = judged(task, node.test)
     card = read_card(uri)
     tested = _test(node.test, task, uri) if node.test is not None else None
@@ -83,7 +90,7 @@ def run_node(
         files.make_folder(files.join(study.uri, "scores"))
         found.to_parquet(study.absolute(scores_of(node.id)))
     write_losses(study.absolute(losses_of(node.id)), run_dir)
-    metrics = means(tested.evaluation) if tested else {}
+    metrics = tested.evaluation.table.means() if tested else {}
     run_id = _track(task, tested, summary, step_of(uri))
     cpu_seconds = summary.get("cpu_seconds")
     record = replace(
@@ -180,43 +187,21 @@ def _test(test: TestSet, task: TrainTask, uri: str) -> _Tested:
     """Whole volumes of the test set, held against everybody the checkpoint has seen."""
     config = task.config
     assert isinstance(config, FinetuneConfig)
-    models, keep, allow = find_models([uri]), config.keep, config.data.allow_leak
-    split = test.split or "test"
+    models, keep = find_models([uri]), config.keep
     window = WindowSpec(
         window=window_of(models, keep.window), overlap=keep.overlap, weights=keep.weights, mode=keep.windows
     )
-    spec, notes = volumes_of(
-        models, test.shards, split=split, fold=test.fold, limit=None, allow_leak=allow, window=window,
-        precision=config.optim.precision,
+    spec, notes, leaks = volumes_of(
+        models, test.shards, split=test.split, fold=test.fold, limit=None,
+        allow_leak=config.data.allow_leak, window=window, precision=config.optim.precision,
     )  # fmt: skip
-    shards = ShardSet.open(test.shards)
-    leaks = gate([open_test_set(shards, split=split, fold=test.fold)], [uri], allow=True) if allow else ()
-    found = _evaluate(
+    found = evaluate(
         [uri], spec, files.join(task.run_dir, "test"),
         title=f"{task.name}: {len(spec.sessions)} test subjects",
         lead=f"{uri}, {config.model.label}, {', '.join(task.modalities)}",
         best_by=config.keep.best_by, pictures=0, notes=notes,
     )  # fmt: skip
-    about = {
-        "shards": test.shards, "manifest_hash": shards.meta.manifest_hash, "split": test.split,
-        "fold": test.fold, "subjects": len({subject for subject, _ in found.table.keys}),
-    }  # fmt: skip
-    return _Tested(found, about, leaks)
-
-
-def _evaluate(*args: Any, **options: Any) -> Evaluation:
-    """`evaluate`, outside the placement group that Tune puts a trial into: its actors do not fit in there."""
-    if not ray.is_initialized() or ray.util.get_current_placement_group() is None:
-        return evaluate(*args, **options)
-    outside: Any = ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")
-    remote = outside(evaluate)
-    found: Evaluation = ray.get(remote.remote(*args, **options))
-    return found
-
-
-def means(evaluation: Evaluation) -> dict[str, float]:
-    """Mean of each metric that is defined for somebody."""
-    return {line.metric: line.mean for line in evaluation.table.summary() if line.defined}
+    return _Tested(found, test.record(found.table, ShardSet.open(test.shards).meta.manifest_hash), leaks)
 
 
 def _track(task: TrainTask, tested: _Tested | None, summary: Mapping[str, Any], step: int) -> str | None:
@@ -235,17 +220,12 @@ def _track(task: TrainTask, tested: _Tested | None, summary: Mapping[str, Any], 
 def write_losses(uri: str, run_dir: str) -> None:
     """Every training and validation figure of a run as a table step, name, value."""
     rows = [
-        (int(row["step"]), name, value)
+        {"step": int(row["step"]), "name": name, "value": value}
         for row in read_history(run_dir)
         for name, value in sorted(row.items())
         if name.startswith(("train/", "val/")) and name != "val/seconds"
     ]
-    schema = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
-    files.make_folder(uri.rpartition("/")[0])
-    files.write_bytes(uri, sink.getvalue())
+    write_loss_table(uri, rows)
 
 
 def score_so_far(run_dir: str, metric: str, *, higher: bool) -> tuple[float, float] | None:

@@ -18,13 +18,12 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.train.v2._internal.constants import RAY_TRAIN_CALLBACKS_ENV_VAR
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import CheckpointError, ConfigError, DataError
 from brainfoundry.core.remote import StorageError
 from brainfoundry.experiments.board import Board
-from brainfoundry.experiments.leases import CALLBACK, leases
+from brainfoundry.experiments.leases import Lease, leases
 from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, read_record
 from brainfoundry.experiments.trial import failed, one_line, run_dir_of, run_node, score_so_far, stopped
@@ -80,7 +79,6 @@ class Trial(tune.Trainable):
         self._work, self._study, self._scored, self._higher = make(config), study, scored, higher
         self._leases = leases()
         ray.get(self._leases.release.remote(self._work.run_dir))
-        os.environ[RAY_TRAIN_CALLBACKS_ENV_VAR] = CALLBACK
         self._told, self._every_s = 0.0, 1.0 if files.is_local(study.uri) else 10.0
         self._result: Future[TrialRecord] = Future()
         threading.Thread(target=self._run, name="trial", daemon=True).start()
@@ -88,7 +86,8 @@ class Trial(tune.Trainable):
     def _run(self) -> None:
         work = self._work
         try:
-            self._result.set_result(run_node(work.node, work.config, self._study, chosen=work.chosen))
+            record = run_node(work.node, work.config, self._study, chosen=work.chosen, callbacks=[Lease()])
+            self._result.set_result(record)
         except BaseException as error:
             self._result.set_exception(error)
 

@@ -70,6 +70,10 @@ class Page:
         self._title, self._lead = title, lead
         self._parts: list[str] = []
 
+    def raw(self, markup: str) -> None:
+        """HTML as it is: the caller has escaped what was given to it."""
+        self._parts.append(markup)
+
     def heading(self, text: str, *, level: int = 2) -> None:
         """Begin a section (level 2) or a part of one (level 3)."""
         if level not in (2, 3):

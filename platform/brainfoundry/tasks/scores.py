@@ -132,6 +132,12 @@ class ScoreTable:
             raise ConfigError(f"no metric '{metric}'", fix=f"choose one of {', '.join(self.metrics)}")
         return self.values[:, self.metrics.index(metric)]
 
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over the rows where it is defined; without those defined nowhere."""
+        columns = {name: self.values[:, index] for index, name in enumerate(self.metrics)}
+        defined = {name: values[~np.isnan(values)] for name, values in columns.items()}
+        return {name: float(values.mean()) for name, values in defined.items() if values.size}
+
     def summary(self, *, seed: int = SEED, draws: int = DRAWS) -> list[Summary]:
         """Every metric in short.
 
@@ -239,6 +245,29 @@ class ScoreTable:
         about = json.dumps({"policies": dict(self.policies)})
         pq.write_table(self.to_arrow().replace_schema_metadata({_KEY: about}), sink, compression="zstd")
         files.write_bytes(uri, sink.getvalue())
+
+    @classmethod
+    def from_parquet(cls, uri: str) -> ScoreTable:
+        """What `to_parquet` wrote.
+
+        Raises:
+            DataError: the file is missing, damaged, or something else.
+        """
+        try:
+            table = pq.read_table(io.BytesIO(files.read_bytes(uri)))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"damaged table: {error}", file=uri, fix="score the subjects again") from error
+        about = json.loads((table.schema.metadata or {}).get(_KEY.encode(), b"{}"))
+        if not set(_ID) <= set(table.column_names) or "policies" not in about:
+            raise DataError("not a table of scores", file=uri, fix="score the subjects again")
+        metrics = tuple(name for name in table.column_names if name not in (*_ID, *_CONSTANT))
+        columns = [table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in metrics]
+        return cls(
+            keys=tuple(zip(*(table[name].to_pylist() for name in _ID), strict=True)),
+            metrics=metrics,
+            values=np.stack(columns, axis=1) if columns else np.zeros((table.num_rows, 0)),
+            policies=about["policies"],
+        )
 
     def print_table(self, title: str = "scores", *, console: Console | None = None) -> None:
         """Print the summary, and the policies below it."""

@@ -99,7 +99,11 @@ class Scorers:
         free, gpus = ray.available_resources(), int(ray.cluster_resources().get("GPU", 0))
         devices = int(free.get("GPU", 0)) if gpus else int(free.get("CPU", 1)) // _CPUS
         count = max(1, min(devices, len(spec.sessions)))
-        options = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
+        # Outside the placement group of whoever evaluates (a trial of Ray Tune): they do not fit in there.
+        options = {
+            **({"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}),
+            "scheduling_strategy": "DEFAULT",
+        }
         remote = ray.remote(**options)(Scorer)  # type: ignore[call-overload]
         self._actors = [remote.remote(checkpoints, spec, 0 if gpus else _CPUS) for _ in range(count)]
 
@@ -221,8 +225,7 @@ def log_evaluation(tracker: Tracker, found: Evaluation, *, step: int, subjects: 
     Args:
         subjects: also what names subjects: their scores, the page, the pictures.
     """
-    defined = {line.metric: line.mean for line in found.table.summary() if line.defined}
-    tracker.metrics(step, defined)
+    tracker.metrics(step, found.table.means())
     tracker.artifact(files.join(found.folder, "scores.json"), "evaluation")
     if not subjects:
         return

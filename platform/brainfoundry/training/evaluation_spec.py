@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from brainfoundry.core import files, paths
 from brainfoundry.core.errors import ConfigError, DataError
@@ -22,6 +23,16 @@ from brainfoundry.training.tracking.uri import resolve_uri
 from brainfoundry.training.volumes import VolumeSpec, sessions_of
 
 
+class Volumes(NamedTuple):
+    """What checkpoints are to be judged on."""
+
+    spec: VolumeSpec
+    notes: list[str]
+    """Lines about it for the report."""
+    leaks: tuple[dict[str, Any], ...]
+    """Records of the leak gate that `allow_leak` let pass."""
+
+
 def volumes_of(
     models: Sequence[Model],
     shards_uri: str,
@@ -34,8 +45,8 @@ def volumes_of(
     precision: str = "fp32",
     flips: bool = False,
     lesionwise: bool = False,
-) -> tuple[VolumeSpec, list[str]]:
-    """What is to be scored of a shard set, checked against the checkpoints' cards; and lines about it.
+) -> Volumes:
+    """What is to be scored of a shard set, checked against the checkpoints' cards.
 
     Args:
         models: as `ensemble.find_models` finds them.
@@ -86,7 +97,7 @@ def volumes_of(
         intensity=card.intensity, window=window, precision=precision, flips=flips,
         lesionwise=lesionwise,
     )  # fmt: skip
-    return spec, notes
+    return Volumes(spec, notes, leaks)
 
 
 def _differences(card: Card, meta: ShardSetMeta) -> list[str]:

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,8 +93,11 @@ def _validation(task: TrainTask, use_gpu: bool) -> tuple[TrainTask, ValidationCo
     return replace(task, beside=True), ValidationConfig(fn=fn, ray_remote_kwargs=options)
 
 
-def train(task: TrainTask) -> dict[str, Any]:
+def train(task: TrainTask, *, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run it to the end on the connected cluster; returns the summary.
+
+    Args:
+        callbacks: of Ray Train, in the run's controller.
 
     Raises:
         BrainFoundryError: whatever stopped it, in one line.
@@ -132,6 +136,7 @@ def train(task: TrainTask) -> dict[str, Any]:
             name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=files.join(task.run_dir, "ray"),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=list(callbacks),
         ),
     )
     with Watcher(task, latest_step(task.checkpoints)):

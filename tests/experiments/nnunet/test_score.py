@@ -13,9 +13,9 @@ from brainfoundry.core.errors import DataError
 from brainfoundry.experiments.nnunet.cases import Selection
 from brainfoundry.experiments.nnunet.export import Export, export_dataset, labels_of, plan_export
 from brainfoundry.experiments.nnunet.score import score_predictions
-from brainfoundry.experiments.report.results import read_scores
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.tasks import load_task
+from brainfoundry.tasks.scores import ScoreTable
 from brainfoundry.training.volumes import sessions_of
 
 
@@ -68,7 +68,7 @@ def test_scores_are_those_of_our_own_predictions(tested: Export) -> None:
 def test_what_is_left_behind_is_what_evaluate_leaves(tested: Export) -> None:
     predict(tested)
     table = score_predictions(tested)
-    found = read_scores(str(Path(tested.folder, "scores.parquet")))
+    found = ScoreTable.from_parquet(str(Path(tested.folder, "scores.parquet")))
     assert found.keys == table.keys and np.array_equal(found.values, table.values, equal_nan=True)
     assert found.policies == load_task("brats").policies()
     assert Path(tested.folder, "scores.csv").read_text().startswith("subject,session,dice_tc,")

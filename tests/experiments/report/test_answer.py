@@ -21,7 +21,7 @@ from brainfoundry.experiments.report.compare import Difference
 from brainfoundry.experiments.report.results import Study, StudyResults
 from brainfoundry.experiments.stats import paired_difference
 from brainfoundry.experiments.study import PrimarySpec
-from brainfoundry.experiments.study_job import Presets, StudyConfig, _whole
+from brainfoundry.experiments.study_job import StudyConfig, _whole
 from tests.experiments.report.builders import FOLDS, study, write_study
 
 TEST = paired_difference({"a": 1.0, "b": 2.0, "c": 1.5}, {"a": 0.5, "b": 1.0, "c": 1.0})
@@ -116,7 +116,7 @@ def test_the_command_makes_what_is_missing_and_nothing_else(gone: dict[str, obje
     missing = [trial for trial in found.trials if not trial.scored]
     words = shlex.split(commands.fill(found, missing))
     assert words[:6] == ["ray", "job", "submit", "--", "python", "jobs/study.py"]
-    config = parse(StudyConfig, words[6:], presets=Presets(StudyConfig()), default_preset="")
+    config = parse(StudyConfig, words[6:])
     assert config.study == "few.yaml"  # the user's own file
     assert config.storage == found.folder.uri.rpartition("/")[0]
     assert dict(text.split("=") for text in config.cohorts) == found.cohorts

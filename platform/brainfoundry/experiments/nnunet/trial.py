@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from dataclasses import fields, replace
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
-from brainfoundry.experiments.external import find_external
+from brainfoundry.experiments.external import External, find_external
 from brainfoundry.experiments.nnunet.cases import Selection
 from brainfoundry.experiments.nnunet.export import Export, plan_export
 from brainfoundry.experiments.nnunet.run import Trained
-from brainfoundry.experiments.node import Node
-from brainfoundry.experiments.records import StudyFolder, TrialRecord, losses_of, scores_of, write_record
+from brainfoundry.experiments.records import TrialRecord, losses_of, write_loss_table
 from brainfoundry.tasks.scores import ScoreTable
 from brainfoundry.training.finetune_config import FinetuneConfig
-from brainfoundry.training.tracking.tags import git_tags
 
 FAMILY = "nnunetv2"
 """On the axis `family` of a study."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyTrial:
+class StudyTrial(External):
     """A trial of a study that nnU-Net fills."""
-
-    study: StudyFolder
-    node: Node
 
     @property
     def selection(self) -> Selection:
@@ -95,28 +84,12 @@ def find_trial(folder: str, *, node: str = "", point: Sequence[str] = ()) -> Stu
 
 def record_trial(trial: StudyTrial, export: Export, trained: Trained, table: ScoreTable) -> TrialRecord:
     """Write scores, losses and record into the study; from then on it counts as done."""
-    study, node = trial.study, trial.node
-    for name in ("scores", "losses"):
-        files.make_folder(files.join(study.uri, name))
-    table.to_parquet(study.absolute(scores_of(node.id)))
-    sink = io.BytesIO()
-    schema = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
-    pq.write_table(pa.Table.from_pylist(list(trained.summary["losses"]), schema), sink, compression="zstd")
-    files.write_bytes(study.absolute(losses_of(node.id)), sink.getvalue())
+    name = losses_of(trial.node.id)
+    write_loss_table(trial.study.absolute(name), trained.summary["losses"])
     seconds = float(trained.summary["seconds"])
-    assert node.test is not None
-    record = TrialRecord(
-        study=study.name, id=node.id, kind="external", role="trial", point=dict(node.point), state="finished",
-        run_dir=export.folder, checkpoint=str(trained.checkpoint), steps=int(trained.summary["steps"]),
-        parameters=int(trained.summary["parameters"]), seconds=seconds, device_hours=seconds / 3600,
-        device=trained.device, scores=scores_of(node.id), losses=losses_of(node.id), leaks=export.leaks,
-        test={
-            "shards": export.shards, "manifest_hash": export.manifest_hash, "split": node.test.split,
-            "fold": node.test.fold, "subjects": len({subject for subject, _ in table.keys}),
-        },
-        metrics={line.metric: line.mean for line in table.summary() if line.defined},
-        git_commit=git_tags().get("git_commit"), started=trained.started,
-        ended=datetime.now(UTC).isoformat(timespec="seconds"), attempts=trained.attempts,
+    return trial.finish(
+        table, manifest_hash=export.manifest_hash, run_dir=export.folder, checkpoint=str(trained.checkpoint),
+        steps=int(trained.summary["steps"]), parameters=int(trained.summary["parameters"]), seconds=seconds,
+        device_hours=seconds / 3600, device=trained.device, losses=name, leaks=export.leaks,
+        started=trained.started, attempts=trained.attempts,
     )  # fmt: skip
-    write_record(study, record)
-    return record

@@ -27,7 +27,6 @@ from brainfoundry.experiments.report.figures_style import metric_name
 from brainfoundry.experiments.report.lineage import boxes
 from brainfoundry.experiments.report.results import REPEATED, Study
 from brainfoundry.experiments.report.tables_grid import arms_of
-from brainfoundry.experiments.report.tables_scores import main_metric
 from brainfoundry.experiments.report.tables_study import pairs
 from brainfoundry.experiments.stats import GroupRow, bounds_of, by_group, rank_stability
 from brainfoundry.experiments.stats.groups import ALL
@@ -102,7 +101,7 @@ def few_shot(study: Study) -> Picture | None:
     """Fig. 5: the metric by share of the labels."""
     if "share" not in study.varying:
         return None
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     points = []
     for arm in _arms(study, "share", "fold"):
         for share in study.values_of("share"):
@@ -130,7 +129,7 @@ def differences(study: Study) -> Picture | None:
     compared = pairs(study)
     if not compared:
         return None
-    metric, primary = main_metric(study), study.spec.primary
+    metric, primary = study.spec.main_metric, study.spec.primary
     bases = dict.fromkeys(base.name for _, base, _ in compared)
     alone = len(bases) == 1
     bars = [
@@ -177,7 +176,7 @@ def _condition(study: Study) -> str:
 
 def ranks(study: Study) -> Picture | None:
     """How stable the ranking of the arms is."""
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     scores = _scores(study, metric, limit=20)
     try:
         found = rank_stability(scores, higher_is_better=higher_is_better(metric))
@@ -194,7 +193,7 @@ def ranks(study: Study) -> Picture | None:
 
 def groups(study: Study) -> Picture | None:
     """The metric by site, sex and age band of the test subjects."""
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     test = next(
         (t.record.test for t in study.trials if t.scored and t.record is not None and t.record.test), None
     )

@@ -22,8 +22,8 @@ import yaml
 from brainfoundry.cohorts.manifest import Manifest, read_manifest
 from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError, DataError
+from brainfoundry.experiments.freeze import read_frozen
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, read_records
-from brainfoundry.experiments.spec import read_study
 from brainfoundry.experiments.stats import per_subject
 from brainfoundry.experiments.study import StudySpec
 from brainfoundry.models.sizes import SIZES
@@ -33,7 +33,7 @@ from brainfoundry.training.card import Card
 from brainfoundry.training.checkpoint import read_card
 
 _READERS = 16
-_NOT_METRICS = ("subject", "session", "threshold", "empty_policy")
+_AGAIN = "delete its trial's record and submit the study again"
 REPEATED = ("draw", "seed", "pretrain_seed")
 """Axes whose values are repetitions of the same thing."""
 
@@ -200,17 +200,11 @@ def open_study(folder: str) -> Study:
         DataError: there is no study, or one of its files is damaged.
         ConfigError: a study of another version.
     """
-    uri = files.absolute(folder)
-    study = StudyFolder(name=uri.rpartition("/")[2], uri=uri)
-    if not files.exists(study.frozen):
-        fix = "name a study's folder, STORAGE/NAME, as jobs/study.py printed it"
-        raise DataError("there is no study here", file=study.frozen, fix=fix)
-    frozen = yaml.safe_load(files.read_bytes(study.frozen))
-    spec = read_study(frozen["study"], file=study.frozen)
-    records = read_records(uri)
+    study, spec, frozen = read_frozen(folder)
+    records = read_records(study.uri)
     with ThreadPoolExecutor(_READERS) as pool:
         wanted = [record for record in records.values() if record.role == "trial" and record.scores]
-        tables = pool.map(lambda record: read_scores(study.absolute(str(record.scores))), wanted)
+        tables = pool.map(lambda record: _read_scores(study.absolute(str(record.scores))), wanted)
         scores = {record.id: table for record, table in zip(wanted, tables, strict=True)}
     trials = []
     for point in spec.points():
@@ -238,31 +232,15 @@ def _manifest(shards: str) -> Manifest | str:
         return error.problem if isinstance(error, BrainFoundryError) else str(error)
 
 
-def read_scores(uri: str) -> ScoreTable:
-    """A table that `ScoreTable.to_parquet` wrote.
-
-    Raises:
-        DataError: the file is missing, damaged, or something else.
-    """
-    table = _parquet(uri)
-    about = json.loads((table.schema.metadata or {}).get(b"brainfoundry", b"{}"))
-    if not {"subject", "session"} <= set(table.column_names) or "policies" not in about:
-        raise DataError(
-            "not a table of scores", file=uri, fix="delete its trial's record and submit the study again"
-        )
-    metrics = tuple(name for name in table.column_names if name not in _NOT_METRICS)
-    columns = [table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in metrics]
-    return ScoreTable(
-        keys=tuple(zip(table["subject"].to_pylist(), table["session"].to_pylist(), strict=True)),
-        metrics=metrics,
-        values=np.stack(columns, axis=1) if columns else np.zeros((table.num_rows, 0)),
-        policies=about["policies"],
-    )
+def _read_scores(uri: str) -> ScoreTable:
+    try:
+        return ScoreTable.from_parquet(uri)
+    except DataError as error:
+        raise DataError(error.problem, file=uri, fix=_AGAIN) from error
 
 
 def _parquet(uri: str) -> pa.Table:
     try:
         return pq.read_table(io.BytesIO(files.read_bytes(uri)))
     except pa.ArrowInvalid as error:
-        fix = "delete its trial's record and submit the study again"
-        raise DataError(f"damaged table: {error}", file=uri, fix=fix) from error
+        raise DataError(f"damaged table: {error}", file=uri, fix=_AGAIN) from error

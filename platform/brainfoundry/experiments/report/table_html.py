@@ -60,28 +60,28 @@ class StudyPage(Page):
         Args:
             image: PNG, JPEG or SVG; b"" for none.
         """
-        self._parts.append('<div class="screen"><div>')
+        self.raw('<div class="screen"><div>')
         self.text(question)
-        self._parts.append(f'<p class="answer">{html.escape(answer)}</p>')
+        self.raw(f'<p class="answer">{html.escape(answer)}</p>')
         self.items(cautions)
-        self._parts.append("</div>")
+        self.raw("</div>")
         if image:
             self.figure(image, caption)
-        self._parts.append("</div>")
+        self.raw("</div>")
 
     def cells(self, table: Table) -> None:
         """A table with its footnotes, and the commands that fill what is missing folded up below it."""
         notes = table.footnotes()
         head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in (table.corner, *table.columns))
         body = "\n".join(_line(line, table, notes) for line in table.lines())
-        self._parts.append(
+        self.raw(
             f'<div class="wide"><table class="cells"><caption>{html.escape(table.title)}</caption>'
             f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         )
         below = [f"<sup>{mark}</sup> {html.escape(note)}" for note, mark in notes.items()]
         below += [html.escape(note) for note in table.notes]
         if below:
-            self._parts.append('<ul class="notes">' + "".join(f"<li>{line}</li>" for line in below) + "</ul>")
+            self.raw('<ul class="notes">' + "".join(f"<li>{line}</li>" for line in below) + "</ul>")
         missing = table.missing()
         if missing:
             count = sum(map(len, missing.values()))
@@ -91,7 +91,7 @@ class StudyPage(Page):
     def commands(self, summary: str, lines: Sequence[str]) -> None:
         """Lines for a shell, folded up."""
         text = html.escape("\n".join(lines))
-        self._parts.append(f"<details><summary>{html.escape(summary)}</summary><pre>{text}</pre></details>")
+        self.raw(f"<details><summary>{html.escape(summary)}</summary><pre>{text}</pre></details>")
 
     def html(self) -> str:
         """The whole page."""

@@ -42,13 +42,6 @@ _ACROSS = ("share", "fold", "modalities", "variant")
 """Axes that stand across in a study's own table, the first that varies."""
 
 
-def main_metric(study: Study) -> str:
-    """The metric of the primary endpoint, else the task's mean Dice."""
-    if study.spec.primary is not None:
-        return study.spec.primary.metric
-    return "dice" if study.spec.task == "atlas" else "dice_mean"
-
-
 def score_tables(study: Study) -> list[Table]:
     """Every table of scores that the study asks for; one of its own axes where it asks for none."""
     if study.spec.finetune is None:
@@ -124,7 +117,7 @@ def _is(figure: Published, point: Mapping[str, Any]) -> bool:
 
 def fold_table(study: Study, table: str) -> Table:
     """Table 4, 5 or 8: arms by fold."""
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     arms = arms_of(study, [axis for axis in study.varying if axis not in (*REPEATED, "fold")])
     beside = _beside(study, arms, table, lambda figure: figure.row)
     folds = sorted({*range(5), *(fold for fold in study.values_of("fold") if fold is not None)})
@@ -143,7 +136,7 @@ def _paper_table(
 ) -> Table:
     grid = Grid(
         name=f"table{table}",
-        title=_TITLES[table].format(metric=metric_name(main_metric(study))),
+        title=_TITLES[table].format(metric=metric_name(study.spec.main_metric)),
         corner="model",
         arms=beside.rows,
         columns=columns,
@@ -179,7 +172,7 @@ def few_shot_table(study: Study, *, each_draw: bool = True) -> Table:
     Args:
         each_draw: with a line a draw; else the means alone.
     """
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     arms = arms_of(study, [axis for axis in study.varying if axis not in (*REPEATED, "share", "fold")])
     against = comparators(study, arms)
     paper = _few_shot_paper(study, arms)
@@ -292,7 +285,7 @@ def _few_shot_differences(
 
 def own_table(study: Study) -> Table:
     """A study's own axes: one of them across, the others down, repetitions averaged."""
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     free = [axis for axis in study.varying if axis not in REPEATED]
     asked = study.spec.primary.axis if study.spec.primary is not None else "init"
     # What is compared stands one below the other.
@@ -330,7 +323,7 @@ def other_metrics(study: Study, metric: str) -> list[str]:
 def metric_details(study: Study) -> Table | None:
     """Every metric of every arm, repetitions and folds pooled; None where the main table says it all."""
     arms = arms_of(study, [axis for axis in study.varying if axis not in (*REPEATED, "fold")])
-    metrics = [main_metric(study), *other_metrics(study, main_metric(study))]
+    metrics = [study.spec.main_metric, *other_metrics(study, study.spec.main_metric)]
     if len(metrics) < 2 or not any(study.scored(arm.where) for arm in arms):
         return None
     columns = [

@@ -14,7 +14,6 @@ from brainfoundry.experiments.report.compare import Arm, Difference, corrected, 
 from brainfoundry.experiments.report.figures_style import metric_name
 from brainfoundry.experiments.report.results import REPEATED, Study
 from brainfoundry.experiments.report.tables_grid import arms_of, comparators, name_of, value_name
-from brainfoundry.experiments.report.tables_scores import main_metric
 from brainfoundry.tasks.scores import higher_is_better
 
 HOLM = (
@@ -31,7 +30,7 @@ def pairs(study: Study) -> list[tuple[Arm, Arm, Difference]]:
     across = [axis for axis in ("share", "modalities") if axis in study.varying]
     primary = study.spec.primary
     across = [axis for axis in across if primary is None or axis != primary.axis]
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     found = []
     for condition in arms_of(study, across):
         inside = [t for t in study.trials if t.matches(condition.where)]
@@ -59,7 +58,7 @@ def comparison_table(study: Study) -> Table | None:
     for (arm, base, _), made in zip(compared, corrected([made for *_, made in compared]), strict=True):
         cells += _comparison(f"{arm.name} minus {base.name}", made)
     return table_of(
-        "comparisons", f"Comparisons: {metric_name(main_metric(study))}, paired by test subject", cells,
+        "comparisons", f"Comparisons: {metric_name(study.spec.main_metric)}, paired by test subject", cells,
         corner="comparison", notes=(HOLM,),
     )  # fmt: skip
 
@@ -174,7 +173,7 @@ def _scored(study: Study, record: TrialRecord) -> dict[str, str]:
     """Test and validation of a trial; of a pretraining run its validation loss."""
     if study.spec.finetune is None:
         return {"validation loss": number(record.validation.get("val/total", math.nan))}
-    metric = main_metric(study)
+    metric = study.spec.main_metric
     name = metric_name(metric)
     return {
         f"{name}, test": number(record.metrics.get(metric, math.nan)),
@@ -195,7 +194,7 @@ def choice_table(study: Study) -> Table | None:
     records = [record for record in study.records.values() if record.role == "choice"]
     if not records:
         return None
-    by = study.spec.choose.by if study.spec.choose is not None else main_metric(study)
+    by = study.spec.choose.by if study.spec.choose is not None else study.spec.main_metric
     names = list(dict.fromkeys(name for record in records for name in record.chosen))
 
     def score(record: TrialRecord) -> float:

@@ -26,14 +26,14 @@ from brainfoundry.training.tracking.spool import spool_of
 
 
 class LockHeld(Exception):
-    """Another live process delivers this spool."""
+    """Another live process has the lock."""
 
 
-class DeliveryLock:
-    """`RUN/spool/delivery.lock`.
+class FileLock:
+    """A lock file.
 
     Args:
-        run_dir: RUN.
+        uri: of the file.
         stale_s: seconds of silence after which an owner counts as dead. A dead process of the same
             machine is noticed at once.
         settle_s: seconds to wait after taking over, to see whether somebody else did too.
@@ -42,14 +42,14 @@ class DeliveryLock:
 
     def __init__(
         self,
-        run_dir: str,
+        uri: str,
         *,
         stale_s: float = 180.0,
         settle_s: float = 0.3,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._uri = files.join(spool_of(files.absolute(run_dir)), "delivery.lock")
-        self._local = files.is_local(run_dir)
+        self._uri = files.absolute(uri)
+        self._local = files.is_local(uri)
         self._stale_s, self._settle_s, self._clock = stale_s, settle_s, clock
         self._token = uuid.uuid4().hex
         self._beat_at = 0.0
@@ -134,3 +134,15 @@ class DeliveryLock:
             return True
         except psutil.Error:
             return False
+
+
+class DeliveryLock(FileLock):
+    """`RUN/spool/delivery.lock`.
+
+    Args:
+        run_dir: RUN.
+        options: of `FileLock`.
+    """
+
+    def __init__(self, run_dir: str, **options: Any) -> None:
+        super().__init__(files.join(spool_of(files.absolute(run_dir)), "delivery.lock"), **options)
