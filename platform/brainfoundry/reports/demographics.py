@@ -150,10 +150,15 @@ def people(
     )  # fmt: skip
 
 
+def age_band(age: float) -> str:
+    """The band of Table 7 that an age in years falls into."""
+    return AGE_BANDS[bisect.bisect_right(AGE_STARTS, age)]
+
+
 def line_of(person: Person, section: str) -> str:
     """The line of a section on which a participant is counted."""
     if section == "age":
-        return UNANSWERED if person.age is None else AGE_BANDS[bisect.bisect_right(AGE_STARTS, person.age)]
+        return UNANSWERED if person.age is None else age_band(person.age)
     if section == "sex":
         return SEXES.get(person.sex or "", UNANSWERED)
     if section == "ethnicity":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from brainfoundry.experiments.report.tables_grid import arms_of
 from brainfoundry.experiments.report.tables_study import pairs
 from brainfoundry.experiments.stats import GroupRow, bounds_of, by_group, rank_stability
 from brainfoundry.experiments.stats.groups import ALL
-from brainfoundry.reports.demographics import AGE_BANDS, AGE_STARTS, SEXES
+from brainfoundry.reports.demographics import AGE_BANDS, SEXES, age_band
 from brainfoundry.tasks.scores import higher_is_better
 
 _ZOOM = 1.7
@@ -242,7 +241,7 @@ def _group(column: str, value: str | float | None) -> str:
     if value is None:
         return UNKNOWN
     if column == "age":
-        return AGE_BANDS[bisect.bisect_right(AGE_STARTS, float(value))]
+        return age_band(float(value))
     return SEXES.get(str(value), str(value)) if column == "sex" else str(value)
 
 
