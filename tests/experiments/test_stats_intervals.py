@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brainfoundry.experiments.stats.intervals import (
-    ENOUGH,
-    bounds_of,
-    hall_interval,
-    mean_interval,
-    per_subject,
-    t_interval,
-)
-from brainfoundry.tasks.scores import ScoreTable
+from brainfoundry.tasks.intervals import ENOUGH, hall_interval, mean_interval, t_interval
+from brainfoundry.tasks.scores import ScoreTable, bounds_of, per_subject
 from tests.experiments.scores import Dice, coverage
 
 REPETITIONS = 6000

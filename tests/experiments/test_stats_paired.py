@@ -13,8 +13,8 @@ from scipy import stats
 
 from brainfoundry.core.errors import DataError
 from brainfoundry.experiments.stats import Comparison, holm, paired_difference
-from brainfoundry.experiments.stats.intervals import hall_interval, t_interval
 from brainfoundry.experiments.stats.paired import ENOUGH
+from brainfoundry.tasks.intervals import hall_interval, t_interval
 from tests.experiments.scores import Difference, coverage
 
 REPETITIONS = 6000

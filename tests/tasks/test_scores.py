@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console
 
 from brainfoundry.core.errors import ConfigError, DataError
-from brainfoundry.tasks import load_task, scores
-from brainfoundry.tasks.scores import ScoreTable, Summary
+from brainfoundry.tasks import load_task
+from brainfoundry.tasks.intervals import mean_interval
+from brainfoundry.tasks.scores import ScoreTable, Summary, bounds_of, per_subject
 
 POLICIES = {"threshold": "0.5", "empty_policy": "excluded", "hd95": "between centres"}
 NONE = math.nan
@@ -35,8 +36,8 @@ def table_of(values: dict[str, list[float]], subjects: list[str] | None = None) 
     return ScoreTable.of(rows, POLICIES)
 
 
-def only(table: ScoreTable, **how: int) -> Summary:
-    (line,) = table.summary(**how)
+def only(table: ScoreTable) -> Summary:
+    (line,) = table.summary()
     return line
 
 
@@ -62,13 +63,18 @@ def test_summary_of_little_and_of_nothing() -> None:
     assert math.isnan(line.sd) and math.isnan(line.low) and math.isnan(line.high)
 
 
-def test_interval_covers_the_mean_19_times_of_20() -> None:
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_interval_covers_the_mean_19_times_of_20(sessions: int) -> None:
+    # Up to so many sessions a subject, which are alike.
     rng = np.random.default_rng(1)
     hits = 0
-    for trial in range(200):
-        line = only(table_of({"dice": rng.normal(0.8, 0.1, 60).tolist()}), seed=trial, draws=400)
-        hits += line.low <= 0.8 <= line.high
-    assert 0.90 <= hits / 200 <= 0.985
+    for _ in range(400):
+        times = rng.integers(1, sessions + 1, 60)
+        subjects = np.repeat([f"s{i:04}" for i in range(60)], times).tolist()
+        values = np.repeat(rng.normal(0.6, 0.1, 60), times) + rng.normal(0, 0.02, len(subjects))
+        line = only(table_of({"dice": values.tolist()}, subjects))
+        hits += line.low <= 0.6 <= line.high
+    assert 0.925 <= hits / 400 <= 0.975
 
 
 def test_interval_is_that_of_the_normal_where_there_are_many() -> None:
@@ -79,7 +85,7 @@ def test_interval_is_that_of_the_normal_where_there_are_many() -> None:
     assert (line.high + line.low) / 2 == pytest.approx(line.mean, abs=half / 10)
 
 
-def test_interval_is_drawn_over_subjects_not_sessions() -> None:
+def test_interval_is_over_subjects_not_sessions() -> None:
     # Ten subjects who are alike in all their sessions say no more than their first sessions do.
     values = np.random.default_rng(3).random(10)
     once = only(table_of({"dice": values.tolist()}))
@@ -93,22 +99,15 @@ def test_interval_is_drawn_over_subjects_not_sessions() -> None:
     assert one.mean == 0.5 and math.isnan(one.low)
 
 
-def test_interval_is_the_same_every_time_and_in_any_order() -> None:
+def test_interval_is_that_of_a_study_in_any_order() -> None:
     values = np.random.default_rng(4).random(20).tolist()
     table = table_of({"dice": values})
-    assert table.summary() == table.summary(seed=0, draws=2000)
-    assert only(table, seed=1).low != only(table).low
+    cell = mean_interval(per_subject(table, "dice"), bounds=bounds_of("dice"))
+    assert (only(table).low, only(table).high) == (cell.low, cell.high)
     backwards = ScoreTable.of(
         [row(f"s{i:04}", str(i), dice=values[i]) for i in reversed(range(20))], POLICIES
     )
-    assert (only(backwards).low, only(backwards).high) == pytest.approx((only(table).low, only(table).high))
-
-
-def test_interval_does_not_depend_on_how_much_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = table_of({"dice": [0.1, 0.5, NONE, 0.9], "hd95": [1.0, NONE, NONE, 7.0]})
-    whole = table.summary()
-    monkeypatch.setattr(scores, "_CELLS", 28)
-    assert table.summary() == whole
+    assert (only(backwards).low, only(backwards).high) == pytest.approx((cell.low, cell.high))
 
 
 def test_worst_and_best() -> None:
@@ -154,7 +153,7 @@ def test_csv_says_its_policies_in_every_row_and_beside_it(tmp_path: Path) -> Non
     assert read["dice_et"].tolist() == pytest.approx([0.1, NONE, 1 / 3], nan_ok=True, rel=0, abs=0)
     assert beside == str(tmp_path / "out" / "scores.json")
     about = json.loads(Path(beside).read_text(), parse_constant=pytest.fail)  # NaN is no JSON
-    assert about["policies"] == POLICIES and "over subjects, 2,000 draws" in about["interval"]
+    assert about["policies"] == POLICIES and "95 % over subjects, t with" in about["interval"]
     assert [line["metric"] for line in about["summary"]] == ["dice_et", "hd95_et"]
     assert about["summary"][1]["mean"] == 2.5
 
@@ -200,10 +199,10 @@ def test_printed_table_ends_with_its_policies() -> None:
     lines = console.file.getvalue().splitlines()
     assert lines[0].strip() == "fold 0: 2 rows"
     printed = {line.split("│")[1].strip(): line for line in lines if line.count("│") == 11}
-    assert "0.5000" in printed["dice_et"] and "0.2500 to 0.7500" in printed["dice_et"]
+    assert "0.5000" in printed["dice_et"] and "0.0000 to 1.0000" in printed["dice_et"]
     assert "12,345.0" in printed["volume_diff"] and "nan" not in printed["hd95_et"]
     policies = [f"- {name}: {text}" for name, text in POLICIES.items()]
-    assert lines[-4:-1] == policies and lines[-1].startswith("- interval: 95 %, percentile bootstrap")
+    assert lines[-4:-1] == policies and lines[-1].startswith("- interval: 95 % over subjects, t with the")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError, DataError
-from brainfoundry.core.rng import hash64, key_of
+from brainfoundry.tasks.intervals import HALL, LEVEL, mean_interval
 
 _KEY = "brainfoundry"
 _ID = ("subject", "session")
@@ -32,12 +33,12 @@ def higher_is_better(metric: str) -> bool:
     return not metric.startswith(_SMALLER_IS_BETTER)
 
 
-SEED, DRAWS = 0, 2000
-"""Of the bootstrap."""
-_STREAM = key_of("bootstrap")
-_INTERVAL = f"95 %, percentile bootstrap of the mean over subjects, {DRAWS:,} draws, seed {SEED}"
-_CELLS = 1 << 22
-"""Random numbers drawn at once; a bound on memory."""
+def bounds_of(metric: str) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have: 0 and 1 for overlaps, else 0 and infinity."""
+    return 0.0, 1.0 if higher_is_better(metric) else math.inf
+
+
+_INTERVAL = f"{100 * LEVEL:g} % over subjects, {HALL}; failures too rare to be among them are not covered"
 _WIDEST = 1_000
 """Columns of text that a printed table may take."""
 
@@ -51,7 +52,8 @@ class Summary:
         defined: those with a value; all that follows is of them.
         sd: with n - 1, as pandas `describe` (the official ATLAS aggregate).
         q1: quartiles and median, interpolated linearly.
-        low: lower end of the 95 % bootstrap interval of the mean; NaN with fewer than two subjects.
+        low: lower end of the 95 % interval of the mean over subjects (`intervals.py`); NaN with fewer than
+            two of them.
     """
 
     metric: str
@@ -138,19 +140,13 @@ class ScoreTable:
         defined = {name: values[~np.isnan(values)] for name, values in columns.items()}
         return {name: float(values.mean()) for name, values in defined.items() if values.size}
 
-    def summary(self, *, seed: int = SEED, draws: int = DRAWS) -> list[Summary]:
-        """Every metric in short.
-
-        Args:
-            seed: of the bootstrap.
-            draws: samples of subjects, with replacement; all sessions of a subject go with it. The interval
-                is from the 2.5th to the 97.5th percentile of their means. All metrics have the same samples.
-        """
-        low, high = self._intervals(seed, draws)
+    def summary(self) -> list[Summary]:
+        """Every metric in short."""
         found = []
         for index, metric in enumerate(self.metrics):
             values = self.values[:, index]
             values = values[~np.isnan(values)]
+            low, high = self._interval(metric)
             five = np.percentile(values, (0, 25, 50, 75, 100)) if values.size else np.full(5, math.nan)
             found.append(
                 Summary(
@@ -158,36 +154,31 @@ class ScoreTable:
                     rows=len(self.keys),
                     defined=values.size,
                     mean=float(values.mean()) if values.size else math.nan,
-                    low=float(low[index]),
-                    high=float(high[index]),
+                    low=low,
+                    high=high,
                     sd=float(values.std(ddof=1)) if values.size > 1 else math.nan,
                     **dict(zip(("minimum", "q1", "median", "q3", "maximum"), map(float, five), strict=True)),
                 )
             )
         return found
 
-    def _intervals(self, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the interval of every metric's mean, over the defined rows of the subjects drawn."""
+    def _interval(self, metric: str) -> tuple[float, float]:
+        """Ends of the interval of a metric's mean. Subjects are independent, their sessions are not.
+
+        Where some have more sessions than others, the mean is a ratio of two sums over subjects; what each
+        adds to it, linearised, has that mean and its spread.
+        """
+        values = self.column(metric)
+        defined = ~np.isnan(values)
         subjects, owner = np.unique([subject for subject, _ in self.keys], return_inverse=True)
-        n, defined = len(subjects), ~np.isnan(self.values)
-        sums, counts = np.zeros((2, n, len(self.metrics)))
-        np.add.at(sums, owner, np.where(defined, self.values, 0.0))
-        np.add.at(counts, owner, defined)
-        means = np.full((draws, len(self.metrics)), math.nan)
-        step = max(1, _CELLS // n)
-        for first in range(0, draws, step):
-            draw = np.arange(first, min(draws, first + step))[:, None]
-            drawn = (hash64(seed, _STREAM, draw, np.arange(n)) % np.uint64(n)).astype(np.int64)
-            flat = (drawn + n * (draw - first)).ravel()
-            times = np.bincount(flat, minlength=n * len(draw)).reshape(len(draw), n).astype(np.float64)
-            total = times @ counts
-            np.divide(times @ sums, total, out=means[first : first + step], where=total > 0)
-        ends = np.full((2, len(self.metrics)), math.nan)
-        enough = (counts > 0).sum(axis=0) > 1
-        if enough.any():
-            # A sample without a single defined row has no mean; it is left out.
-            ends[:, enough] = np.nanpercentile(means[:, enough], (2.5, 97.5), axis=0)
-        return ends[0], ends[1]
+        count_s = np.bincount(owner, weights=defined, minlength=len(subjects))
+        sum_s = np.bincount(owner, weights=np.where(defined, values, 0.0), minlength=len(subjects))
+        count_s, sum_s = count_s[count_s > 0], sum_s[count_s > 0]
+        if count_s.size < 2:
+            return math.nan, math.nan
+        mean = sum_s.sum() / count_s.sum()
+        found = mean_interval(mean + (sum_s - mean * count_s) / count_s.mean(), bounds=bounds_of(metric))
+        return found.low, found.high
 
     def worst_and_best(self, metric: str, n: int = 5) -> tuple[list[Scored], list[Scored]]:
         """The `n` worst rows, worst first, and the `n` best, best first; undefined ones are neither."""
@@ -285,6 +276,14 @@ class ScoreTable:
         console.print(table, crop=False)
         for policy in self.policy_lines():
             console.print(f"- {policy}", markup=False, highlight=False, soft_wrap=True)
+
+
+def per_subject(table: ScoreTable, metric: str) -> dict[str, float]:
+    """A metric by subject: the mean over the sessions in which it is defined, NaN where there is none."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for (subject, _), value in zip(table.keys, table.column(metric).tolist(), strict=True):
+        values[subject] += [] if math.isnan(value) else [value]
+    return {subject: sum(found) / len(found) if found else math.nan for subject, found in values.items()}
 
 
 def _short(value: float) -> str:

@@ -187,7 +187,7 @@ class _Maker:
             "subjects": self._subjects,
         }
         table = self._scores(point, fold)
-        means = {line.metric: line.mean for line in table.summary(draws=10) if line.defined}
+        means = {line.metric: line.mean for line in table.summary() if line.defined}
         record = replace(record, test=test, scores=scores_of(name), metrics=means, chosen_on="val",
                          validation={"val/dice_mean": 0.8}, losses=losses_of(name))  # fmt: skip
         changed = change(record)

@@ -10,10 +10,11 @@ Pure functions of numbers. The coverage of every interval was measured by simula
 
 from brainfoundry.experiments.stats.draws import TwoLevel, paired_draws, two_level
 from brainfoundry.experiments.stats.groups import GroupRow, by_group
-from brainfoundry.experiments.stats.intervals import Interval, bounds_of, mean_interval, per_subject
 from brainfoundry.experiments.stats.paired import Comparison, holm, paired_difference
 from brainfoundry.experiments.stats.ranks import RankStability, rank_stability
 from brainfoundry.experiments.stats.repeats import Repeats, repeats, repeats_needed
+from brainfoundry.tasks.intervals import Interval, mean_interval
+from brainfoundry.tasks.scores import bounds_of, per_subject
 
 __all__ = [
     "Comparison",

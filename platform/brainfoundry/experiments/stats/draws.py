@@ -39,8 +39,8 @@ from scipy import stats
 
 from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.core.rng import hash64, key_of
-from brainfoundry.experiments.stats.intervals import LEVEL
 from brainfoundry.experiments.stats.repeats import detectable
+from brainfoundry.tasks.intervals import LEVEL
 
 SEED, SAMPLES = 0, 2000
 """Of the bootstrap."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from brainfoundry.cohorts.strata import UNKNOWN
-from brainfoundry.experiments.stats.intervals import Interval, mean_interval
 from brainfoundry.reports.suppress import Sum, protect, show_all
+from brainfoundry.tasks.intervals import Interval, mean_interval
 
 ALL = "all"
 

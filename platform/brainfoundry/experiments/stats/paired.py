@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 
 from brainfoundry.core.errors import DataError
-from brainfoundry.experiments.stats.intervals import STUDENT, t_interval
+from brainfoundry.tasks.intervals import STUDENT, t_interval
 
 ENOUGH = 50
 """Subjects from which on the interval of a difference covers 94 to 96 %, up to one failure in ten."""

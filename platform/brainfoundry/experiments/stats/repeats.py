@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from brainfoundry.core.errors import ConfigError, DataError
-from brainfoundry.experiments.stats.intervals import LEVEL, t_interval
+from brainfoundry.tasks.intervals import LEVEL, t_interval
 
 POWER = 0.8
 

@@ -1,5 +1,4 @@
-"""The 95 % interval of one cell: the mean of a metric over the subjects of a test set.
-
+"""The 95 % interval of a mean over subjects, which evaluations and studies share.
 Dice over subjects is skewed: most are good, a few are missed altogether. Of the methods tried on such
 scores (t, percentile bootstrap, BCa, bootstrap-t, bootstrap-t of the logit, Hall's transformed t), the
 percentile bootstrap covers least, and BCa hardly more. Bootstrap-t and Hall's transformation (1992, "On the
@@ -30,14 +29,11 @@ decide the mean.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-
-from brainfoundry.tasks.scores import ScoreTable, higher_is_better
 
 LEVEL = 0.95
 HALL = "t with the skewness removed (Hall 1992)"
@@ -67,27 +63,14 @@ class Interval:
     warning: str = ""
 
 
-def per_subject(table: ScoreTable, metric: str) -> dict[str, float]:
-    """A metric by subject: the mean over the sessions in which it is defined, NaN where there is none."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for (subject, _), value in zip(table.keys, table.column(metric).tolist(), strict=True):
-        values[subject] += [] if math.isnan(value) else [value]
-    return {subject: sum(found) / len(found) if found else math.nan for subject, found in values.items()}
-
-
-def bounds_of(metric: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have: 0 and 1 for overlaps, else 0 and infinity."""
-    return 0.0, 1.0 if higher_is_better(metric) else math.inf
-
-
 def mean_interval(
     values: Mapping[str, float] | Iterable[float], *, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> Interval:
     """The mean of one cell, with its interval over subjects; NaN counts as undefined and is left out.
 
     Args:
-        values: one a subject (`per_subject`): sessions of one person are not independent.
-        bounds: what the metric can be (`bounds_of`); the interval is cut there.
+        values: one a subject (`scores.per_subject`): sessions of one person are not independent.
+        bounds: what the metric can be (`scores.bounds_of`); the interval is cut there.
     """
     known = np.array(list(values.values() if isinstance(values, Mapping) else values), dtype=np.float64)
     known = known[~np.isnan(known)]
