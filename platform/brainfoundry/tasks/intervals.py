@@ -1,4 +1,5 @@
 """The 95 % interval of a mean over subjects, which evaluations and studies share.
+
 Dice over subjects is skewed: most are good, a few are missed altogether. Of the methods tried on such
 scores (t, percentile bootstrap, BCa, bootstrap-t, bootstrap-t of the logit, Hall's transformed t), the
 percentile bootstrap covers least, and BCa hardly more. Bootstrap-t and Hall's transformation (1992, "On the
