@@ -44,6 +44,11 @@ def footprint(cluster: ClusterConfig, nodes: Sequence[Resources]) -> Footprint:
     )
 
 
+def cores(cluster: ClusterConfig) -> int:
+    """Cores that a training with these options takes, and so may take when it is judged."""
+    return math.ceil(cluster.workers * footprint(cluster, ()).cpus - _EPSILON)
+
+
 def fits(need: Footprint, nodes: Sequence[Resources]) -> int:
     """How many such trainings the nodes hold whole at the same time."""
     workers = 0

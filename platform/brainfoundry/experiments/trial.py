@@ -14,6 +14,7 @@ from typing import Any
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import BrainFoundryError
+from brainfoundry.experiments.capacity import cores
 from brainfoundry.experiments.node import Node, TestSet
 from brainfoundry.experiments.records import (
     StudyFolder,
@@ -199,7 +200,7 @@ def _test(test: TestSet, task: TrainTask, uri: str) -> _Tested:
         [uri], spec, files.join(task.run_dir, "test"),
         title=f"{task.name}: {len(spec.sessions)} test subjects",
         lead=f"{uri}, {config.model.label}, {', '.join(task.modalities)}",
-        best_by=config.keep.best_by, pictures=0, notes=notes,
+        best_by=config.keep.best_by, pictures=0, notes=notes, cpus=cores(config.cluster),
     )  # fmt: skip
     return _Tested(found, test.record(found.table, ShardSet.open(test.shards).meta.manifest_hash), leaks)
 

@@ -13,6 +13,7 @@ from ray.util import ActorPool
 
 from brainfoundry.cohorts.labels import NAMES
 from brainfoundry.core import files
+from brainfoundry.core.memory import keep_freed_memory
 from brainfoundry.core.progress import progress
 from brainfoundry.reports.evaluation import RANKS, Picture, evaluation_page
 from brainfoundry.reports.overlays import overlay_figure
@@ -64,6 +65,8 @@ class Scorer:
         if threads:
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.spec = spec
         self.networks = [load_segmenter(uri, self.device)[0] for uri in checkpoints]
         self.shards = ShardSet.open(spec.shards)
@@ -88,16 +91,21 @@ class Scorer:
 
 
 class Scorers:
-    """One `Scorer` a device of the connected cluster; in this process where there is no cluster."""
+    """One `Scorer` a device of the connected cluster; in this process where there is no cluster.
 
-    def __init__(self, checkpoints: Sequence[str], spec: VolumeSpec) -> None:
+    Args:
+        cpus: cores to use where there is no GPU; None: those that are free.
+    """
+
+    def __init__(self, checkpoints: Sequence[str], spec: VolumeSpec, cpus: int | None = None) -> None:
         self._inline: Scorer | None = None
         if not ray.is_initialized():
             self._inline = Scorer(checkpoints, spec)
             return
         # What others hold may stay held: work given to an actor that waits for it would wait too.
         free, gpus = ray.available_resources(), int(ray.cluster_resources().get("GPU", 0))
-        devices = int(free.get("GPU", 0)) if gpus else int(free.get("CPU", 1)) // _CPUS
+        cores = max(1, cpus or int(free.get("CPU", 1)))
+        devices = int(free.get("GPU", 0)) if gpus else cores // _CPUS
         count = max(1, min(devices, len(spec.sessions)))
         # Outside the placement group of whoever evaluates (a trial of Ray Tune): they do not fit in there.
         options = {
@@ -105,7 +113,9 @@ class Scorers:
             "scheduling_strategy": "DEFAULT",
         }
         remote = ray.remote(**options)(Scorer)  # type: ignore[call-overload]
-        self._actors = [remote.remote(checkpoints, spec, 0 if gpus else _CPUS) for _ in range(count)]
+        self._actors = [
+            remote.remote(checkpoints, spec, 0 if gpus else min(cores, _CPUS)) for _ in range(count)
+        ]
 
     def score(self, sessions: Sequence[Session]) -> Iterator[dict[str, Any]]:
         """Rows of the table, in any order."""
@@ -132,6 +142,7 @@ def evaluate(
     best_by: str = "",
     pictures: int = 6,
     notes: Sequence[str] = (),
+    cpus: int | None = None,
 ) -> Evaluation:
     """Score the sessions of `spec` and write scores.csv, scores.parquet, scores.json and evaluation.html.
 
@@ -141,13 +152,15 @@ def evaluate(
         best_by: metric that ranks subjects, a Dice; "" = the task's own.
         pictures: subjects drawn, half of them the worst.
         notes: sentences for the page.
+        cpus: cores to use where there is no GPU; None: those that are free. Two that share a core take many
+            times as long: their threads wait for each other.
 
     Raises:
         DataError: nobody to score, or a mask that is not of the task's scheme.
     """
     task = load_task(spec.task)
     best_by = best_by or ("dice_mean" if "dice_mean" in task.score_names else task.score_names[0])
-    scorers = Scorers(checkpoints, spec)
+    scorers = Scorers(checkpoints, spec, cpus)
     rows = []
     with progress("evaluating", len(spec.sessions), "subjects") as bar:
         for row in scorers.score(spec.sessions):
