@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,8 @@ class Waves:
         self.work: dict[str, Work] = {}
         self.failing: tuple[str, ...] = ()
         self.killed_after: int | None = None
+        self.scores: dict[str, float] = {}
+        self.chosen_on = "val"
 
     def __call__(
         self, study: StudyFolder, make: Callable[[Mapping[str, Any]], Work], board: Board, **how: Any
@@ -80,7 +83,9 @@ class Waves:
             made = record(
                 work.node.id, study=study.name, kind=work.node.kind, role=work.node.role, chosen=work.chosen,
                 point=dict(work.node.point), state="failed" if fails else "finished", steps=6,
-                validation={"val/dice_mean": 1.0 - lr}, metrics={"dice_mean": 0.5} if work.node.test else {},
+                validation={"val/dice_mean": self.scores.get(stems([work.node.id])[0], 1.0 - lr)},
+                chosen_on=self.chosen_on, mlflow_run="run", checkpoint="/there",
+                metrics={"dice_mean": 0.5} if work.node.test else {},
                 error="out of luck" if fails else "",
             )  # fmt: skip
             write_record(study, made)
@@ -256,6 +261,45 @@ def test_another_cohort_is_another_study(labelled_shards: str, small_shards: str
     freeze(study, read_study(content()), {"tiny": labelled_shards})
     with pytest.raises(ConfigError, match=r"manifests\.tiny"):
         freeze(study, read_study(content()), {"tiny": small_shards})
+
+
+def test_a_part_of_a_study_names_the_cohorts_it_needs(
+    labelled_shards: str, small_shards: str, tmp_path: Path
+) -> None:
+    study = study_folder(tmp_path, "mini")
+    two = read_study(content(stages={"stage2": {**content()["stages"]["stage2"], "cohort": "other"}}))
+    freeze(study, two, {"tiny": labelled_shards})  # --only init=scratch
+    freeze(study, two, {"tiny": labelled_shards, "other": small_shards})
+    moved = tmp_path / "moved"
+    shutil.copytree(labelled_shards, moved)
+    freeze(study, two, {"tiny": str(moved)})
+    frozen = yaml.safe_load((tmp_path / "mini" / "study.yaml").read_text())
+    assert frozen["cohorts"] == {"tiny": str(moved), "other": small_shards} and not frozen["history"]
+    with pytest.raises(ConfigError, match=r"manifests\.other"):
+        freeze(study, two, {"other": labelled_shards})
+    with pytest.raises(ConfigError, match=r"no cohort tinny\. Fix: did you mean tiny"):
+        freeze(study, two, {"tinny": labelled_shards})
+
+
+def test_a_model_is_registered_for_every_arm(
+    labelled_shards: str, tmp_path: Path, waves: Waves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MLflow's own part has its tests; here it is which of the trials it is given.
+    made: dict[str, str] = {}
+    monkeypatch.setattr(driver, "open_study", lambda *_, **__: "parent")
+    monkeypatch.setattr(driver, "close_study", lambda *_, **__: None)
+    monkeypatch.setattr(
+        driver, "register", lambda uri, run, name, checkpoint, tags: made.update({name: tags["node"]})
+    )
+    grid = [{"size": ["nano", "tiny"], "init": ["scratch", "stage2"], "seed": [0, 1]}]
+    waves.scores = {"ft-nano-scratch-seed1": 0.7, "ft-nano-scratch": 0.6}
+    drive(labelled_shards, tmp_path / "val", grid=grid)
+    assert sorted(made) == [f"study-mini-{a}-{b}" for a in ("scratch", "stage2") for b in ("nano", "tiny")]
+    assert made["study-mini-scratch-nano"].startswith("ft-nano-scratch-seed1")
+    # With nobody held out but the test set, its scores choose nothing.
+    waves.chosen_on = ""
+    drive(labelled_shards, tmp_path / "none", grid=grid)
+    assert stems([made["study-mini-scratch-nano"]]) == ["ft-nano-scratch"]
 
 
 def test_one_driver_at_a_time(tmp_path: Path) -> None:

@@ -161,6 +161,10 @@ def test_a_repeated_trial_counts_once() -> None:
             "search.algorithm: unknown value 'optunna'. Fix: did you mean optuna?",
         ),
         ("search: {space: {optim.lr: {uniform: [1, 2]}}, trials: 0}", "search: nothing to search"),
+        (
+            "variants: {slow: {optim.lr: 1.0e-5}}, search: {space: {optim.lr: {uniform: [1, 2]}}}",
+            "search.space.optim.lr: variant slow sets optim.lr too",
+        ),
     ],
 )
 def test_mistakes_are_told_with_file_key_and_fix(changes: str, message: str) -> None:

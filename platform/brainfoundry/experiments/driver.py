@@ -17,6 +17,7 @@ from ray import tune
 
 from brainfoundry.core import files, paths
 from brainfoundry.core.errors import ConfigError
+from brainfoundry.experiments.axes import REPETITIONS, safe
 from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.capacity import at_once
 from brainfoundry.experiments.choice import choose, with_choice
@@ -236,26 +237,29 @@ class _Driver:
         return [self._records[name] for name in ids if name in self._records]
 
     def _register(self) -> None:
-        """The best checkpoint of each start, by validation, as a model in MLflow."""
+        """A checkpoint of each arm as a model in MLflow: of its repetitions the best by validation; the first
+        where nobody but the test set was held out, because choosing among folds would be choosing on it."""
         if self._parent is None:
             return
+        axes = ("init", *(a for a in self._spec.varying() if a not in ("init", *REPETITIONS)))
         best: dict[str, tuple[float, TrialRecord]] = {}
         for node in self._nodes:
             by, record = node.config.keep.best_by, self._records.get(node.id)
             if node.role != "trial" or node.kind != "finetune" or record is None or not record.mlflow_run:
                 continue
-            score = record.validation.get(f"val/{by}")
+            score = record.validation.get(f"val/{by}") if record.chosen_on else 0.0
             if record.state != "finished" or score is None:
                 continue
             score = score if higher_is_better(by) else -score
-            init = str(record.point.get("init", ""))
-            if init not in best or score > best[init][0]:
-                best[init] = (score, record)
-        for init, (_, record) in sorted(best.items()):
+            arm = safe(
+                "-".join(f"share{node.point[a]:g}" if a == "share" else str(node.point[a]) for a in axes)
+            )
+            if arm not in best or score > best[arm][0]:
+                best[arm] = (score, record)
+        for arm, (_, record) in sorted(best.items()):
             assert record.mlflow_run and record.checkpoint
-            name = "-".join(part for part in ("study", self._spec.name, init) if part)
             tags = {"node": record.id, **{k: str(v) for k, v in record.point.items()}}
-            register(self._uri, record.mlflow_run, name, record.checkpoint, tags)
+            register(self._uri, record.mlflow_run, f"study-{self._spec.name}-{arm}", record.checkpoint, tags)
 
     def _close(self, outcome: Outcome | None) -> None:
         trials = self._trials()

@@ -9,6 +9,7 @@ import yaml
 
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.experiments.axes import nearest
 from brainfoundry.experiments.records import StudyFolder
 from brainfoundry.experiments.spec import read_study
 from brainfoundry.experiments.study import StudySpec
@@ -32,7 +33,15 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
     Raises:
         ConfigError: another study of this name is there; names the first difference.
     """
+    needed = dict.fromkeys(run.cohort for run in spec.runs)
+    for name in cohorts:
+        if name not in needed:
+            raise ConfigError(
+                f"study {study.name} has no cohort {name}",
+                fix=nearest(name, needed, what="leave it out; its cohorts are"),
+            )
     hashes = {name: identity_hash(ShardSet.open(uri).meta) for name, uri in sorted(cohorts.items())}
+    places = {name: files.absolute(uri) for name, uri in sorted(cohorts.items())}
     now: dict[str, Any] = {"study": spec.to_dict(), "manifests": hashes}
     history: list[Any] = []
     if files.exists(study.frozen):
@@ -41,14 +50,21 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
         same = then["study"]
         if all(point in spec.points() for point in before.points()):
             same = {**same, "grid": now["study"]["grid"]}
-        _refuse({**then, "study": same}, now, study)
-        if len(before.points()) == len(spec.points()):
+        both = {name: uri for name, uri in then["manifests"].items() if name in hashes}
+        shared = {name: one for name, one in hashes.items() if name in both}
+        _refuse({"study": same, "manifests": both}, {**now, "manifests": shared}, study)
+        # A part of the study (--only) names no more cohorts than it needs.
+        now["manifests"] = {**then["manifests"], **hashes}
+        places = {**then["cohorts"], **places}
+        history, more = then["history"], len(spec.points()) - len(before.points())
+        if not more and (now["manifests"], places) == (then["manifests"], then["cohorts"]):
             return
-        history = [*then["history"], then["study"]["grid"]]
-        print(f"study {study.name}: {len(spec.points()) - len(before.points())} further trials", flush=True)
+        if more:
+            history = [*history, then["study"]["grid"]]
+            print(f"study {study.name}: {more} further trials", flush=True)
     content = {
         **now,
-        "cohorts": {name: files.absolute(uri) for name, uri in sorted(cohorts.items())},
+        "cohorts": places,
         "git_commit": git_tags().get("git_commit"),
         "history": history,
     }

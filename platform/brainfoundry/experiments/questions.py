@@ -41,6 +41,12 @@ class Names:
             raise at.error("nothing is fine-tuned and tested", "add finetune, or leave this out")
         return self.finetune
 
+    def check_free(self, at: Place, option: str) -> None:
+        """Refuse an option that a variant sets too: one of both would be for nothing."""
+        fixed = [variant for variant, options in self.variants.items() if option in options]
+        if fixed:
+            raise at.error(f"variant {fixed[0]} sets {option} too", "leave it out of one of both")
+
     def metric(self, at: Place, name: Any) -> str:
         """A score of the task."""
         return at.one_of(name, load_task(self.trained(at).task.name).score_names)
@@ -58,9 +64,7 @@ def read_choose(at: Place, value: Any, names: Names) -> ChooseSpec:
         with here.telling():
             for one in tried:
                 with_options(config, {name: one})
-        fixed = [variant for variant, of in names.variants.items() if name in of]
-        if fixed:
-            raise here.error(f"variant {fixed[0]} sets {name} too", "leave it out of one of both")
+        names.check_free(here, name)
     per = tuple(several(values.get("per") or []))
     for axis in per:
         with at.below("per").telling():
@@ -106,6 +110,7 @@ def read_search(at: Place, value: Any, names: Names) -> SearchSpec:
         with here.telling():
             for one in found:
                 with_options(config, {name: one})
+        names.check_free(here, name)
         space[name] = {kind: tuple(found)}
     trials = values.get("trials", SearchSpec.trials)
     if not space or isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
