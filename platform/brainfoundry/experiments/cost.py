@@ -224,7 +224,7 @@ def estimate_study(
 
     Args:
         calibration: measured steps; None or empty: arithmetic for A100s.
-        searched: points that a search tries for each trial, besides the trial itself.
+        searched: points that a search tries for each trial; the best of them is the trial. 0 = no search.
     """
     known = calibration or Calibration()
     rows = []
@@ -234,16 +234,16 @@ def estimate_study(
         if record is not None:
             state = "done" if record.done else "failed"
         config = node.config.in_steps(node.subjects)
-        search = searched if node.role == "trial" and node.kind == "finetune" else 0
+        points = searched if node.role == "trial" and node.kind == "finetune" else 0
         rows.append(
             NodeCost(
                 node=node,
                 state=state,
                 steps=config.optim.steps,
                 time=None if node.kind == "external" else known.step_time(config),
-                runs=1 + search,
+                runs=points or 1,
                 spent_hours=record.device_hours if record is not None else None,
-                disk_gb=0.0 if node.kind == "external" else (1 + search) * _disk_gb(config, record),
+                disk_gb=0.0 if node.kind == "external" else (points or 1) * _disk_gb(config, record),
             )
         )
     return StudyCost(rows=tuple(rows), device=known.device)
