@@ -31,8 +31,8 @@ DEFAULTS: Mapping[str, Any] = {
 `modalities` the input channels: `all`, or names joined by + of which each may be fed by another scan
 (`T1w+FLAIR=T1w`: two channels, both shown the T1w)."""
 
-REPETITIONS = ("fold", "draw", "seed", "pretrain_seed")
-"""Axes whose values are the same thing tried again."""
+REPEATED = ("draw", "seed", "pretrain_seed")
+"""Axes whose values are the same thing tried again; so are folds."""
 
 _COUNTED = ("draw", "seed", "pretrain_seed")
 _CHANNEL = re.compile(r"[A-Za-z0-9_-]+(=[A-Za-z0-9_-]+)?")

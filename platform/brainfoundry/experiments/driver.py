@@ -17,7 +17,7 @@ from ray import tune
 
 from brainfoundry.core import files, paths
 from brainfoundry.core.errors import ConfigError
-from brainfoundry.experiments.axes import REPETITIONS, safe
+from brainfoundry.experiments.axes import REPEATED, safe
 from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.capacity import at_once
 from brainfoundry.experiments.choice import choose, with_choice
@@ -241,7 +241,7 @@ class _Driver:
         where nobody but the test set was held out, because choosing among folds would be choosing on it."""
         if self._parent is None:
             return
-        axes = ("init", *(a for a in self._spec.varying() if a not in ("init", *REPETITIONS)))
+        axes = ("init", *(a for a in self._spec.varying() if a not in ("init", "fold", *REPEATED)))
         best: dict[str, tuple[float, TrialRecord]] = {}
         for node in self._nodes:
             by, record = node.config.keep.best_by, self._records.get(node.id)

@@ -78,7 +78,7 @@ _COLUMNS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "SwinU-MRI": _swin(size="tiny", init=SCRATCH),
         "SwinU-Res": _swin(init=DOWNSTREAM),
         "SwinU-CT": _swin(init=CT),
-        "nnU-Net": {"family": "dynunet"},
+        "nnU-Net": {"family": "nnunetv2"},
         "SegResNet": {"family": "segresnet"},
         "TransBTS": {"family": "transbts"},
         "Model-Zoo": {"family": "bundle"},

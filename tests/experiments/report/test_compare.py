@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from brainfoundry.experiments.axes import DEFAULTS
 from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.report.compare import corrected, difference, estimate, keyed, repetitions
-from brainfoundry.experiments.report.results import Trial
+from brainfoundry.experiments.report.results import StudyResults, Trial
+from brainfoundry.experiments.report.tables_grid import arms_of, comparators
 from brainfoundry.experiments.stats import mean_interval
 from brainfoundry.tasks.scores import ScoreTable
+from tests.experiments.report.builders import FEW_SHOT, study, write_study
 
 POLICIES = {"threshold": "0.5", "empty_policy": "excluded"}
 RNG = np.random.default_rng(0)
@@ -173,3 +176,22 @@ def test_no_interval_of_a_difference_exceeds_the_metrics_range() -> None:
     found = difference(arms[0], arms[1], "dice")
     assert found is not None
     assert (found.estimate.low, found.estimate.high) == (-1.0, 1.0)
+
+
+def test_rows_are_compared_with_the_first_arm_alone(tmp_path: Path) -> None:
+    # As in table8: the primary endpoint's first arm is not the first of the grid.
+    content = study(
+        stages={**FEW_SHOT["stages"], "stage2": {"cohort": "brats", "recipe": "brats", "preset": "demo"}},
+        inits={"scratch": [], "stage1": ["stage1"], "stage1+2": ["stage1", "stage2"]},
+        grid=[{"size": ["tiny", "small"], "init": ["scratch", "stage1", "stage1+2"]}],
+        primary={"metric": "dice_mean", "arms": ["stage1", "stage1+2"], "where": {"size": "small"}},
+    )
+    (one,) = StudyResults.open([write_study(tmp_path, content, change=lambda record: None)]).studies
+    found = comparators(one, arms_of(one, ("size", "init")))
+    assert {name: base.name for name, base in found.of.items()} == {
+        "tiny, scratch": "tiny, stage1",
+        "tiny, stage1": "small, stage1",  # of the primary endpoint
+        "tiny, stage1+2": "tiny, stage1",
+        "small, scratch": "small, stage1",
+        "small, stage1+2": "small, stage1",
+    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from brainfoundry.experiments.axes import DEFAULTS
+from brainfoundry.experiments.axes import DEFAULTS, REPEATED
 from brainfoundry.experiments.report import commands
 from brainfoundry.experiments.report.cells import digits_of, interval, number
 from brainfoundry.experiments.report.compare import Difference, difference
 from brainfoundry.experiments.report.figures_style import metric_name
-from brainfoundry.experiments.report.results import REPEATED, Study, Trial
+from brainfoundry.experiments.report.results import Study, Trial
 from brainfoundry.experiments.report.tables_grid import leaks, value_name
 from brainfoundry.experiments.study import PrimarySpec
 from brainfoundry.tasks.scores import higher_is_better

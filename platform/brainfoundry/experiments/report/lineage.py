@@ -9,9 +9,10 @@ from functools import cache
 import pyarrow.compute as pc
 
 from brainfoundry.core.errors import BrainFoundryError
+from brainfoundry.experiments.axes import REPEATED
 from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.report.figures_lineage import Box
-from brainfoundry.experiments.report.results import REPEATED, Study, Trial
+from brainfoundry.experiments.report.results import Study, Trial
 from brainfoundry.experiments.report.tables_grid import arms_of
 from brainfoundry.training.leak_gate import leak_note
 from brainfoundry.training.seen import load_seen

@@ -11,6 +11,7 @@ import numpy as np
 from brainfoundry.cohorts.manifest import Manifest
 from brainfoundry.cohorts.strata import UNKNOWN, people_of
 from brainfoundry.core.errors import DataError
+from brainfoundry.experiments.axes import REPEATED
 from brainfoundry.experiments.report.compare import Arm, estimate, keyed, repetitions
 from brainfoundry.experiments.report.figures_curves import (
     Bar,
@@ -24,7 +25,7 @@ from brainfoundry.experiments.report.figures_groups import group_figure, rank_fi
 from brainfoundry.experiments.report.figures_lineage import lineage_figure
 from brainfoundry.experiments.report.figures_style import metric_name
 from brainfoundry.experiments.report.lineage import boxes
-from brainfoundry.experiments.report.results import REPEATED, Study
+from brainfoundry.experiments.report.results import Study
 from brainfoundry.experiments.report.tables_grid import arms_of
 from brainfoundry.experiments.report.tables_study import pairs
 from brainfoundry.experiments.stats import GroupRow, bounds_of, by_group, rank_stability

@@ -34,8 +34,6 @@ from brainfoundry.training.checkpoint import read_card
 
 _READERS = 16
 _AGAIN = "delete its trial's record and submit the study again"
-REPEATED = ("draw", "seed", "pretrain_seed")
-"""Axes whose values are repetitions of the same thing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from brainfoundry.cohorts.manifest import Manifest
+from brainfoundry.experiments.axes import REPEATED
 from brainfoundry.experiments.published import TABLE_NOTES, Published, published
 from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.report.cells import Cell, Table, table_of
 from brainfoundry.experiments.report.lineage import seen_subjects
-from brainfoundry.experiments.report.results import REPEATED, Study
+from brainfoundry.experiments.report.results import Study
 from brainfoundry.experiments.report.tables_grid import arms_of
 from brainfoundry.models.segmenter import build_segmenter
 from brainfoundry.models.sizes import SIZES, EncoderSpec

@@ -238,10 +238,14 @@ def comparators(study: Study, arms: Sequence[Arm]) -> Comparators:
     axis, value, where = (
         ("init", SCRATCH, {}) if primary is None else (primary.axis, primary.arms[0], primary.where)
     )
-    bases = [arm for arm in arms if study.select({**arm.where, axis: value})]
+    bases = [
+        arm
+        for arm in arms
+        if arm.where.get(axis, value) == value and study.select({**arm.where, axis: value})
+    ]
     if len(arms) < 2 or not bases:
         return Comparators({}, "")
-    first = next((arm for arm in bases if study.select({**where, **arm.where, axis: value})), bases[0])
+    first = next((arm for arm in bases if all(arm.where.get(k, v) == v for k, v in where.items())), bases[0])
     found = {}
     for arm in arms:
         alike = {**arm.where, axis: value} if axis in arm.where else {}

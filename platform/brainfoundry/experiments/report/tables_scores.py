@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from brainfoundry.experiments.axes import REPEATED
 from brainfoundry.experiments.published import TABLE_NOTES, Published, published
 from brainfoundry.experiments.report.cells import PUBLISHED, Cell, Table, number
 from brainfoundry.experiments.report.compare import Arm, Difference, corrected, difference
 from brainfoundry.experiments.report.figures_style import metric_name
-from brainfoundry.experiments.report.results import REPEATED, Study
+from brainfoundry.experiments.report.results import Study
 from brainfoundry.experiments.report.tables_grid import (
     BOLD,
     EVERYTHING,
@@ -244,8 +245,9 @@ def _detectable_of(difference_column: str) -> str:
 
 
 _FEW_SHOT_NOTES = (
-    "SD is over the draws. The interval of a single draw is over test subjects alone; that of a mean or a "
-    "difference over draws and test subjects (two-level bootstrap).",
+    "SD is over the draws. The interval of a single draw is over test subjects alone, also in the "
+    "row of means where an arm has no more (n without a number of draws); that of a mean or a difference "
+    "over draws and test subjects (two-level).",
     "Smallest detectable: the true difference that a study of this size and spread would find with 80 % "
     "power.",
 )

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from brainfoundry.experiments.axes import REPEATED
 from brainfoundry.experiments.published import published
 from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.report.cells import Cell, Table, number, table_of
 from brainfoundry.experiments.report.compare import Arm, Difference, corrected, difference
 from brainfoundry.experiments.report.figures_style import metric_name
-from brainfoundry.experiments.report.results import REPEATED, Study
+from brainfoundry.experiments.report.results import Study
 from brainfoundry.experiments.report.tables_grid import arms_of, comparators, name_of, value_name
 from brainfoundry.tasks.scores import higher_is_better
 
