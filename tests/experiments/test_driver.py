@@ -1,13 +1,8 @@
-"""How a study is driven: what runs when, what waits, what is done again; who may drive, and on how much."""
+"""How a study is driven: what runs when, what waits, what is done again, and on how much."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +16,10 @@ from hypothesis import strategies as st
 from brainfoundry.core.errors import ClusterError, ConfigError
 from brainfoundry.experiments import driver
 from brainfoundry.experiments.board import Board
-from brainfoundry.experiments.capacity import Footprint, at_once, fits, footprint
+from brainfoundry.experiments.capacity import Footprint, at_once, cores, fits, footprint
 from brainfoundry.experiments.cohort import cohort_info
 from brainfoundry.experiments.driver import Outcome, StudyOptions, run_study
 from brainfoundry.experiments.freeze import freeze
-from brainfoundry.experiments.lock import StudyLock, driving
 from brainfoundry.experiments.node import Node, before
 from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import StudyFolder, read_records, write_record
@@ -302,70 +296,6 @@ def test_a_model_is_registered_for_every_arm(
     assert stems([made["study-mini-scratch-nano"]]) == ["ft-nano-scratch"]
 
 
-def test_one_driver_at_a_time(tmp_path: Path) -> None:
-    study = study_folder(tmp_path)
-    with (
-        driving(study),
-        pytest.raises(ClusterError, match=f"is being run by process {os.getpid()} on .*another name"),
-        driving(study),
-    ):
-        pass
-    with driving(study) as check:  # given back
-        check()
-
-
-def test_a_dead_driver_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
-    study = study_folder(tmp_path)
-    dead = subprocess.run(
-        [sys.executable, "-c", "import psutil; p = psutil.Process(); print(p.pid, p.create_time())"],
-        capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    leave_lock(study, host=os.uname().nodename, pid=int(dead[0]), started=float(dead[1]), at=time.time())
-    with driving(study) as check:
-        check()
-
-
-def test_a_silent_driver_of_another_machine_is_waited_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = study_folder(tmp_path)
-    leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time())
-    with driving(study, stale_s=0.5):
-        pass
-    assert "waiting to see whether it lives" in capsys.readouterr().out
-
-
-def test_a_driver_of_another_machine_that_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = study_folder(tmp_path)
-    leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time())
-    beats = iter(range(100))
-    monkeypatch.setattr(
-        "brainfoundry.experiments.lock.time.sleep",
-        lambda _: leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time() + next(beats)),
-    )
-    with pytest.raises(ClusterError, match="is being run by process 1 on elsewhere"), driving(study):
-        pass
-
-
-def test_a_driver_that_was_taken_over_hears_of_it(tmp_path: Path) -> None:
-    study = study_folder(tmp_path)
-    with driving(study, stale_s=0.6) as check:
-        leave_lock(study, host="elsewhere", pid=1, started=0.0, at=time.time())
-        deadline = time.monotonic() + 30
-        with pytest.raises(ClusterError, match="took study s over"):
-            while time.monotonic() < deadline:
-                check()
-                time.sleep(0.02)
-    assert StudyLock(study).owner()[0] == "elsewhere", "the other's lock was given back"
-
-
-def leave_lock(study: StudyFolder, *, host: str, pid: int, started: float, at: float) -> None:
-    folder = Path(study.uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    owner = {"token": "t", "host": host, "pid": pid, "started": started, "time": at}
-    (folder / "lock").write_text(json.dumps(owner))
-
-
 # --- how many at once
 
 
@@ -399,6 +329,13 @@ def test_a_trial_takes_its_workers_and_their_readers() -> None:
     assert (
         fits(footprint(cluster, [{"CPU": 8.0}]), [{"CPU": 3.0}] * 4) == 2
     )  # a worker and its readers a node
+
+
+def test_a_trial_is_judged_on_the_cores_it_was_trained_on() -> None:
+    small = ClusterConfig(workers=1, cpus_per_worker=0.75, fetch_cpus=0.25)
+    assert cores(small) == 1  # two of them on two cores do not wait for each other
+    assert cores(replace(small, cpus_per_worker=1.0)) == 2
+    assert cores(ClusterConfig(workers=2, cpus_per_worker=1.0, fetch_cpus=0.5, fetchers=2)) == 4
 
 
 def test_a_cluster_that_is_too_small_for_one_trial(
