@@ -34,7 +34,6 @@ DEFAULTS: Mapping[str, Any] = {
 REPEATED = ("draw", "seed", "pretrain_seed")
 """Axes whose values are the same thing tried again; so are folds."""
 
-_COUNTED = ("draw", "seed", "pretrain_seed")
 _CHANNEL = re.compile(r"[A-Za-z0-9_-]+(=[A-Za-z0-9_-]+)?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9+._-]")
 

@@ -50,12 +50,10 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
         same = then["study"]
         if all(point in spec.points() for point in before.points()):
             same = {**same, "grid": now["study"]["grid"]}
-        both = {name: uri for name, uri in then["manifests"].items() if name in hashes}
-        shared = {name: one for name, one in hashes.items() if name in both}
-        _refuse({"study": same, "manifests": both}, {**now, "manifests": shared}, study)
-        # A part of the study (--only) names no more cohorts than it needs.
+        # A part of the study (--only) names no more cohorts than it needs: those of both are compared.
         now["manifests"] = {**then["manifests"], **hashes}
         places = {**then["cohorts"], **places}
+        _refuse({"study": same, "manifests": {**hashes, **then["manifests"]}}, now, study)
         history, more = then["history"], len(spec.points()) - len(before.points())
         if not more and (now["manifests"], places) == (then["manifests"], then["cohorts"]):
             return

@@ -1,6 +1,6 @@
 """Best checkpoints as registered models in MLflow: with the network's signature and its card.
 
-    mlflow.pyfunc.load_model("models:/study-table9-stage1/1").predict(x_NCDHW)  # probabilities NRDHW
+    mlflow.pyfunc.load_model("models:/study-table9-stage1+2-share5/1").predict(x)  # NCDHW -> NRDHW
 
 The input is what the network saw in training: crops after its intensity rule, channels in the card's order
 (`metadata.card`). Whole scans with their geometry are `jobs/predict.py`'s.
@@ -60,7 +60,7 @@ def register(uri: str, run_id: str, name: str, checkpoint: str, tags: Mapping[st
     Args:
         uri: tracking URI, resolved; the registry is the same.
         run_id: the trial's MLflow run.
-        name: of the model, such as `study-table9-stage1`.
+        name: of the model, such as `study-table9-stage1+2-share5`.
         checkpoint: URI of a step-... folder.
         tags: of the version (its point on the axes, its score).
 

@@ -143,10 +143,11 @@ class ScoreTable:
     def summary(self) -> list[Summary]:
         """Every metric in short."""
         found = []
+        _, owner = np.unique([subject for subject, _ in self.keys], return_inverse=True)
         for index, metric in enumerate(self.metrics):
             values = self.values[:, index]
             values = values[~np.isnan(values)]
-            low, high = self._interval(metric)
+            low, high = self._interval(metric, owner)
             five = np.percentile(values, (0, 25, 50, 75, 100)) if values.size else np.full(5, math.nan)
             found.append(
                 Summary(
@@ -162,17 +163,19 @@ class ScoreTable:
             )
         return found
 
-    def _interval(self, metric: str) -> tuple[float, float]:
+    def _interval(self, metric: str, owner: np.ndarray) -> tuple[float, float]:
         """Ends of the interval of a metric's mean. Subjects are independent, their sessions are not.
 
         Where some have more sessions than others, the mean is a ratio of two sums over subjects; what each
         adds to it, linearised, has that mean and its spread.
+
+        Args:
+            owner: the number of each row's subject.
         """
         values = self.column(metric)
         defined = ~np.isnan(values)
-        subjects, owner = np.unique([subject for subject, _ in self.keys], return_inverse=True)
-        count_s = np.bincount(owner, weights=defined, minlength=len(subjects))
-        sum_s = np.bincount(owner, weights=np.where(defined, values, 0.0), minlength=len(subjects))
+        count_s = np.bincount(owner, weights=defined)
+        sum_s = np.bincount(owner, weights=np.where(defined, values, 0.0))
         count_s, sum_s = count_s[count_s > 0], sum_s[count_s > 0]
         if count_s.size < 2:
             return math.nan, math.nan
