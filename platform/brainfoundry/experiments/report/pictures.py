@@ -184,9 +184,9 @@ def ranks(study: Study) -> Picture | None:
         return None
     png, svg = rank_figure(found, metric)
     caption = (
-        "Ranks of the arms over 2,000 bootstrap samples of the test subjects: the area of a disc, and the "
-        "number in it, is the per cent of samples with that rank; in brackets the "
-        f"mean.{_condition(study)}"
+        "Ranks of the arms over 2,000 bootstrap samples of the test subjects, with the subsets of labels as "
+        "they were drawn: the area of a disc, and the number in it, is the per cent of samples with that "
+        f"rank; in brackets the mean.{_condition(study)}"
     )
     return Picture(name="ranks", caption=caption, png=png, svg=svg)
 
