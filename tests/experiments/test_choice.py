@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from brainfoundry.core.errors import DataError
-from brainfoundry.experiments.choice import choose, with_choice
+from brainfoundry.experiments.choice import choose, undecided, with_choice
 from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import TrialRecord
@@ -129,25 +129,40 @@ def test_of_a_distance_the_smallest() -> None:
     assert choose(trial_of(nodes, "scratch"), records) == {"optim.lr": 0.001}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"state": "failed"}, "is not finished"),
-        ({"validation": {}}, "has no validation score dice_mean"),
-        ({"validation": {"val/dice_mean": float("nan")}}, "has no validation score dice_mean"),
-    ],
-)
-def test_no_choice_without_all_of_them(changes: dict[str, Any], message: str) -> None:
+def test_no_choice_without_all_of_them() -> None:
     nodes = plan()
     records = judged(nodes, EQUAL)
     trial = trial_of(nodes, "stage1")
     last = next(node for node in nodes if node.id == list(trial.chosen)[-1])
     with pytest.raises(
-        DataError, match=f"{trial.id.replace('+', '.')} waits for choice {last.id}, which {message}"
+        DataError, match=f"{trial.id.replace('+', '.')} waits for choice {last.id}, which is not finished"
     ):
-        choose(trial, {**records, last.id: record(last, **{"validation": {"val/dice_mean": 0.5}, **changes})})
+        choose(trial, {**records, last.id: record(last, {"val/dice_mean": 0.5}, state="failed")})
     with pytest.raises(DataError, match="is not finished"):
         choose(trial, {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "diverged", "error": "the loss of step 3 is nan"},
+        {"validation": {}},
+        {"validation": {"val/dice_mean": float("nan")}},
+    ],
+)
+def test_options_that_come_to_no_score_are_out_of_the_running(changes: dict[str, Any]) -> None:
+    nodes = plan()
+    records = judged(nodes, SCORES)
+    trial = trial_of(nodes, "stage1")
+    best = [name for name, options in trial.chosen.items() if options == choose(trial, records)]
+    by_id = {node.id: node for node in nodes}
+    # One of its two draws is enough: a mean over fewer would be a smaller budget.
+    none = record(by_id[best[0]], **{"validation": {"val/dice_mean": 0.9}, **changes})
+    assert choose(trial, {**records, best[0]: none}) == {"optim.lr": 0.002, "optim.warmup": 10}
+    everyone = {name: record(by_id[name], **{"validation": {}, **changes}) for name in trial.chosen}
+    assert "none came to a validation score dice_mean" in undecided(trial, {**records, **everyone})
+    with pytest.raises(DataError, match="none came to a validation score dice_mean"):
+        choose(trial, {**records, **everyone})
 
 
 def test_nothing_to_choose() -> None:

@@ -14,7 +14,7 @@ from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.experiments.calibration import ARITHMETIC, Calibration, calibration_of, read_calibration
 from brainfoundry.experiments.cost import estimate_study, makespan
-from brainfoundry.experiments.node import Node
+from brainfoundry.experiments.node import Node, searched
 from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.spec import load_study, read_study
@@ -176,11 +176,23 @@ def test_external_trials_cost_nothing_here() -> None:
 
 def test_a_search_costs_its_points(nodes: tuple[Node, ...]) -> None:
     # The trial is the best of them, trained once.
-    once, searched = estimate_study(nodes, {}), estimate_study(nodes, {}, searched=3)
-    assert searched.device_hours(_is_trial) == pytest.approx(
-        tuple(3 * h for h in once.device_hours(_is_trial))
-    )
-    assert searched.device_hours(_is_ancestor) == once.device_hours(_is_ancestor)
+    once, thrice = estimate_study(nodes, {}), estimate_study(nodes, {}, searched=3)
+    assert thrice.device_hours(_is_trial) == pytest.approx(tuple(3 * h for h in once.device_hours(_is_trial)))
+    assert thrice.device_hours(_is_ancestor) == once.device_hours(_is_ancestor)
+
+
+def test_points_of_a_search_that_are_done_cost_no_more(nodes: tuple[Node, ...]) -> None:
+    trials = [node for node in nodes if node.role == "trial"]
+    own = [
+        replace(record(trials[0]), id=f"{searched(trials[0].id)}-00000{i}", run_dir=f"/runs/{i}", state=state)
+        for i, state in enumerate(("finished", "stopped", "failed"))
+    ]
+    before, after = (estimate_study(trials[:2], {r.id: r for r in found}, searched=5) for found in ([], own))
+    assert [row.runs for row in before.rows] == [5, 5] and [row.runs for row in after.rows] == [3, 5]
+    # The trial is the run of its best point, whose hours count once.
+    done = [*own, replace(record(trials[0]), run_dir="/runs/0")]
+    found = estimate_study(trials[:1], {r.id: r for r in done}, searched=5)
+    assert found.spent_hours == pytest.approx(sum(r.device_hours or 0.0 for r in own))
 
 
 def _is_trial(row: Any) -> bool:

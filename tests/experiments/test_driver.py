@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,98 +13,16 @@ from brainfoundry.core.errors import ClusterError, ConfigError
 from brainfoundry.experiments import driver
 from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.capacity import Footprint, at_once, cores, fits, footprint
-from brainfoundry.experiments.cohort import cohort_info
-from brainfoundry.experiments.driver import Outcome, StudyOptions, run_study
-from brainfoundry.experiments.freeze import freeze
-from brainfoundry.experiments.node import Node, before
-from brainfoundry.experiments.plan import plan_study
-from brainfoundry.experiments.records import StudyFolder, read_records, write_record
-from brainfoundry.experiments.spec import read_study
-from brainfoundry.experiments.study import StudySpec
-from brainfoundry.experiments.wave import Work
+from brainfoundry.experiments.driver import StudyOptions, run_study
+from brainfoundry.experiments.node import before
+from brainfoundry.experiments.records import read_records
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.store.resplit import resplit
 from brainfoundry.training.config import ClusterConfig
+from tests.experiments.driven import Waves, drive, planned, stems
 from tests.experiments.test_records import record
 from tests.experiments.trained import NOWHERE, node, study_folder
 from tests.training.labelled import make_labelled
-
-OPTIONS = {
-    "data.crop": [64, 32, 32], "optim.steps": 6, "optim.warmup": 1, "cluster.cpus_per_worker": 0.5,
-    "cluster.threads": 1, "keep.validate_every": 2, "keep.checkpoint_every": 1, "keep.log_every": 1,
-}  # fmt: skip
-
-
-def content(**changes: Any) -> dict[str, Any]:
-    """A study on one tiny cohort: a pretraining run, and trials with and without it."""
-    run = {"cohort": "tiny", "recipe": "brats", "preset": "demo", "options": OPTIONS}
-    value = {
-        "version": 1, "name": "mini", "title": "A study in miniature", "task": "brats", "tables": ["table9"],
-        "stages": {"stage2": run}, "finetune": run, "inits": {"scratch": [], "stage2": ["stage2"]},
-        "grid": [{"size": "nano", "init": ["scratch", "stage2"]}],
-        "primary": {"metric": "dice_mean", "axis": "init", "arms": ["scratch", "stage2"]},
-    }  # fmt: skip
-    return {**value, **changes}
-
-
-class Waves:
-    """Stands in for `run_wave`: notes what is run together, and leaves records at once."""
-
-    def __init__(self) -> None:
-        self.ran: list[list[str]] = []
-        self.work: dict[str, Work] = {}
-        self.failing: tuple[str, ...] = ()
-        self.killed_after: int | None = None
-        self.scores: dict[str, float] = {}
-        self.chosen_on = "val"
-
-    def __call__(
-        self, study: StudyFolder, make: Callable[[Mapping[str, Any]], Work], board: Board, **how: Any
-    ) -> None:
-        ((name, values),) = how["space"].items()
-        wave = [make({name: value}) for value in values["grid_search"]]
-        self.ran.append([work.node.id for work in wave])
-        for number, work in enumerate(wave):
-            if self.killed_after is not None and number >= self.killed_after:
-                raise KeyboardInterrupt
-            self.work[work.node.id] = work
-            fails = any(work.node.id.startswith(prefix) for prefix in self.failing)
-            lr = work.config.optim.lr
-            made = record(
-                work.node.id, study=study.name, kind=work.node.kind, role=work.node.role, chosen=work.chosen,
-                point=dict(work.node.point), state="failed" if fails else "finished", steps=6,
-                validation={"val/dice_mean": self.scores.get(stems([work.node.id])[0], 1.0 - lr)},
-                chosen_on=self.chosen_on, mlflow_run="run", checkpoint="/there",
-                metrics={"dice_mean": 0.5} if work.node.test else {},
-                error="out of luck" if fails else "",
-            )  # fmt: skip
-            write_record(study, made)
-            board.ended(made)
-
-
-@pytest.fixture
-def waves(monkeypatch: pytest.MonkeyPatch) -> Waves:
-    made = Waves()
-    monkeypatch.setattr(driver, "run_wave", made)
-    monkeypatch.setattr(driver, "at_once", lambda configs: len(list(configs)) or 1)
-    monkeypatch.setattr(driver.ray, "nodes", lambda: [{"Alive": True}])
-    return made
-
-
-def planned(shards: str, folder: Path, **changes: Any) -> tuple[StudySpec, tuple[Node, ...]]:
-    spec = read_study(content(**changes))
-    return spec, plan_study(spec, {"tiny": cohort_info(ShardSet.open(shards))}, str(folder))
-
-
-def drive(shards: str, folder: Path, **changes: Any) -> Outcome:
-    spec, nodes = planned(shards, folder, **changes)
-    options = StudyOptions(cohorts={"tiny": shards}, tracking=NOWHERE)
-    return run_study(spec, nodes, str(folder / spec.name), options)
-
-
-def stems(names: list[str]) -> list[str]:
-    return [name.rpartition("-")[0] for name in names]
-
 
 # --- what runs when
 
@@ -172,6 +86,36 @@ def test_choices_are_made_before_the_trials_that_use_them(
     assert sorted(r.chosen["optim.lr"] for r in choices) == [0.25, 0.25, 0.5, 0.5]
 
 
+def test_a_rate_that_diverges_is_out_of_the_running(
+    labelled_shards: str, tmp_path: Path, waves: Waves
+) -> None:
+    choose = {"options": {"optim.lr": [0.5, 0.25]}, "per": ["init"], "by": "dice_mean"}
+    waves.diverging = (0.25,)  # the one that validation would have liked best
+    found = drive(labelled_shards, tmp_path, choose=choose)
+    assert not found.waiting and not found.failed
+    assert [r.chosen for r in found.records.values() if r.role == "trial"] == [{"optim.lr": 0.5}] * 2
+    waves.ran.clear()
+    drive(labelled_shards, tmp_path, choose=choose)
+    assert not waves.ran, "what diverged was tried again"
+    waves.diverging = (0.5, 0.25)
+    none = drive(labelled_shards, tmp_path / "none", choose=choose)
+    assert len(none.waiting) == 2 and all(
+        "none came to a validation score" in w for w in none.waiting.values()
+    )
+
+
+def test_a_search_whose_point_failed_waits_for_it(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
+    search = {"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 3}
+    waves.failing = ("search-nano-stage2",)
+    found = drive(labelled_shards, tmp_path, search=search)
+    (blocked,) = found.waiting.values()
+    assert next(iter(found.waiting)).startswith("ft-nano-stage2")
+    assert "3 point(s) failed" in blocked and "out of luck" in blocked
+    waves.failing, waves.ran = (), []
+    again = drive(labelled_shards, tmp_path, search=search)
+    assert not again.waiting and [len(wave) for wave in waves.ran] == [3, 1]
+
+
 def test_a_search_is_a_wave_of_its_own_and_its_best_is_the_trial(
     labelled_shards: str, tmp_path: Path, waves: Waves, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,60 +163,6 @@ def test_external_trials_are_named_with_what_fills_them(
                   primary=None)  # fmt: skip
     assert [sorted(stems(wave)) for wave in waves.ran] == [["ft-nano-scratch"]]
     assert [c for n, c in found.external.items() if n.startswith("ft-nano-ct")] and not found.failed
-
-
-# --- two studies, two drivers
-
-
-def test_two_studies_writing_to_one_name(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
-    drive(labelled_shards, tmp_path)
-    other = {**OPTIONS, "optim.lr": 0.5}
-    with pytest.raises(
-        ConfigError, match=r"two studies writing to one name: mini .*finetune\.options\.optim\.lr"
-    ):
-        drive(labelled_shards, tmp_path, finetune={**content()["finetune"], "options": other})
-    with pytest.raises(ConfigError, match="another name"):
-        drive(labelled_shards, tmp_path, title="Another")
-    smaller = {**content()["finetune"], "options": {**OPTIONS, "cluster.cpus_per_worker": 0.25}}
-    drive(labelled_shards, tmp_path, finetune=smaller)  # what a run takes of the cluster is nobody's result
-    assert len(waves.ran) == 2
-
-
-def test_a_grid_may_grow_and_not_shrink(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
-    study = study_folder(tmp_path, "mini")
-    small = read_study(content())
-    large = read_study(content(grid=[{"size": "nano", "init": ["scratch", "stage2"], "seed": [0, 1]}]))
-    for spec in (small, small, large):
-        freeze(study, spec, {"tiny": labelled_shards})
-    frozen = yaml.safe_load((tmp_path / "mini" / "study.yaml").read_text())
-    assert read_study(frozen["study"]) == large and len(frozen["history"]) == 1
-    with pytest.raises(ConfigError, match=r"two studies writing to one name.*grid"):
-        freeze(study, small, {"tiny": labelled_shards})
-
-
-def test_another_cohort_is_another_study(labelled_shards: str, small_shards: str, tmp_path: Path) -> None:
-    study = study_folder(tmp_path, "mini")
-    freeze(study, read_study(content()), {"tiny": labelled_shards})
-    with pytest.raises(ConfigError, match=r"manifests\.tiny"):
-        freeze(study, read_study(content()), {"tiny": small_shards})
-
-
-def test_a_part_of_a_study_names_the_cohorts_it_needs(
-    labelled_shards: str, small_shards: str, tmp_path: Path
-) -> None:
-    study = study_folder(tmp_path, "mini")
-    two = read_study(content(stages={"stage2": {**content()["stages"]["stage2"], "cohort": "other"}}))
-    freeze(study, two, {"tiny": labelled_shards})  # --only init=scratch
-    freeze(study, two, {"tiny": labelled_shards, "other": small_shards})
-    moved = tmp_path / "moved"
-    shutil.copytree(labelled_shards, moved)
-    freeze(study, two, {"tiny": str(moved)})
-    frozen = yaml.safe_load((tmp_path / "mini" / "study.yaml").read_text())
-    assert frozen["cohorts"] == {"tiny": str(moved), "other": small_shards} and not frozen["history"]
-    with pytest.raises(ConfigError, match=r"manifests\.other"):
-        freeze(study, two, {"other": labelled_shards})
-    with pytest.raises(ConfigError, match=r"no cohort tinny\. Fix: did you mean tiny"):
-        freeze(study, two, {"tinny": labelled_shards})
 
 
 def test_a_model_is_registered_for_every_arm(

@@ -84,9 +84,10 @@ def test_a_point_is_a_run_of_its_own_without_a_test_set(search: Search) -> None:
 
 def test_finished_draws_are_not_drawn_again(search: Search) -> None:
     assert search.waiting({}) == [0, 1, 2, 3, 4, 5]
-    states = {0: "finished", 2: "stopped", 3: "failed"}
+    states = {0: "finished", 2: "stopped", 3: "failed", 4: "diverged"}
     records = {r.id: r for r in (of(search, i, 0.5, state=s) for i, s in states.items())}
-    assert search.waiting(records) == [1, 3, 4, 5]
+    assert search.waiting(records) == [1, 3, 5]
+    assert [r.id for r in search.failed(records)] == [search.drawn({"draw": 3}).node.id]
 
 
 def test_a_point_that_is_drawn_twice_runs_once(search: Search) -> None:
@@ -177,7 +178,7 @@ def test_optuna_is_told_what_is_done_and_what_was_begun(search: Search, tmp_path
     files.write_bytes(files.join(begun.run_dir, "config.yaml"), to_yaml(begun.config).encode())
     searcher, left = search.optuna(study, records)
     assert left == 4
-    values = sorted(t.value for t in searcher._ot_study.trials if t.value is not None)
+    values = sorted(t.value for t in searcher.study.trials if t.value is not None)
     assert values == [0.5, 0.7]
     first = search.suggested(searcher.suggest("a"))
     assert first.node.id == begun.node.id, "the run that was begun is not taken up first"
@@ -186,3 +187,34 @@ def test_optuna_is_told_what_is_done_and_what_was_begun(search: Search, tmp_path
     assert 1e-4 <= second.chosen["optim.lr"] <= 1e-2
     assert tuple(second.chosen["data.crop"]) in SPACE["data.crop"]["choice"]
     assert math.log10(second.chosen["optim.lr"]) < 0
+
+
+def test_optuna_tries_no_point_twice(search: Search, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs the extra brainfoundry[tune]")
+    space = {"data.groups_per_step": {"randint": (1, 4)}, "optim.warmup": {"choice": (5, 10)}}
+    search = replace(search, spec=SearchSpec(space=space, trials=12, algorithm="optuna"))
+    done = search.point({"data.groups_per_step": 2, "optim.warmup": 5})
+    records = {
+        r.id: r
+        for r in [record(done.node.id, role="choice", chosen=done.chosen, validation={"val/dice_mean": 0.9})]
+    }
+    searcher, _ = search.optuna(study_folder(tmp_path), records)
+    found = [searcher.suggest(f"t{i}") for i in range(6)]
+    # Six points there are; one is done, the others run or have ended without a score.
+    names = [search.suggested(one).node.id for one in found if isinstance(one, dict)]
+    assert len(names) == len(set(names)) == 5 and done.node.id not in names
+    assert found[5] == "FINISHED"
+    searcher.on_trial_complete("t0", {SCORE: 0.4})
+    searcher.on_trial_complete("t1", None, error=True)
+    assert searcher.suggest("t9") == "FINISHED"
+    assert sorted(t.value for t in searcher.study.trials if t.value is not None) == [0.4, 0.9]
+
+
+def test_optuna_draws_other_points_after_an_interruption(search: Search, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs the extra brainfoundry[tune]")
+    search = replace(search, spec=replace(search.spec, algorithm="optuna"))
+    study = study_folder(tmp_path)
+    first = search.suggested(search.optuna(study, {})[0].suggest("a"))
+    told = record(first.node.id, role="choice", chosen=first.chosen, validation={"val/dice_mean": 0.5})
+    again = search.suggested(search.optuna(study, {told.id: told})[0].suggest("a"))
+    assert abs(math.log(again.chosen["optim.lr"] / first.chosen["optim.lr"])) > 1e-3

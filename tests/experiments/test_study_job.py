@@ -26,7 +26,7 @@ from brainfoundry.experiments.spec import load_study
 from brainfoundry.experiments.study_job import StudyConfig, study_job
 from brainfoundry.training.checkpoint import list_steps
 from tests.cluster.job_cluster import JobCluster, local_state
-from tests.experiments.test_driver import content
+from tests.experiments.driven import content
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "study.py"
 

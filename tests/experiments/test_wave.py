@@ -7,17 +7,19 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray import tune
 
 from brainfoundry.core import files
-from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.errors import ClusterError, ConfigError, DataError, DivergedError
 from brainfoundry.core.remote import StorageError
 from brainfoundry.experiments import wave
-from brainfoundry.experiments.board import Board
+from brainfoundry.experiments.board import Board, outcome
 from brainfoundry.experiments.leases import run_of
 from brainfoundry.experiments.records import StudyFolder, read_record, read_records, write_record
 from brainfoundry.experiments.search import Search
@@ -64,6 +66,18 @@ def test_what_the_user_must_mend_is_not_tried_again(tmp_path: Path, kind: type[E
     assert one.step() == {"state": "failed", PERCENT: 100.0, "done": True}
     made = read_record(study, "ft-a")
     assert (made.state, made.error, made.chosen) == ("failed", "a crop of 5", {"optim.lr": 0.5})
+
+
+@pytest.mark.parametrize(("role", "state"), [("choice", "diverged"), ("trial", "failed")])
+def test_options_that_diverge_are_out_of_the_running(tmp_path: Path, role: Any, state: str) -> None:
+    study = study_folder(tmp_path)
+    work = work_of(study, "ft-a")
+    one = trial(study, replace(work, node=replace(work.node, role=role)))
+    one._result.set_exception(DivergedError("the loss of step 3 is nan"))
+    assert one.step() == {"state": state, PERCENT: 100.0, "done": True}
+    made = read_record(study, "ft-a")
+    assert (made.state, made.done) == (state, role == "choice")
+    assert ("out of the running" in outcome(made, "dice_mean")) == (role == "choice")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +135,7 @@ class Acted(Trial):
         others = len(list(folder.glob("*.running")))
         (folder / f"{name}.{others}.at-once").touch()
         attempt = len(list(folder.glob(f"{name}.attempt-*")))
-        (folder / f"{name}.attempt-{attempt}").touch()
+        (folder / f"{name}.attempt-{attempt}").write_text(str(os.getpid()))
         time.sleep(5.0 if name == "ft-best" else 1.0)
         running.unlink()
         if name == "ft-dies" and not attempt:
@@ -188,3 +202,31 @@ def test_a_wave_of_trials_of_all_fates(
     at_once = {int(p.name.split(".")[1]) for p in Path(study.uri).glob("*.at-once")}
     assert max(at_once) <= 2
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]) == 5
+
+
+@pytest.mark.slow
+def test_a_driver_that_lost_its_study_lets_go_at_once(acted: None, tmp_path: Path, ray_local: int) -> None:
+    """What runs belongs to the other driver then: nothing is written of it, and nothing more begins."""
+    study = study_folder(tmp_path)
+    files.make_folder(study.uri)
+    names = ("ft-worst", "ft-a", "ft-b", "ft-c")
+    table = {name: work_of(study, name) for name in names}
+
+    def check() -> None:
+        if list(Path(study.uri).glob("ft-worst.attempt-*")):
+            raise ClusterError("another driver took study s over")
+
+    begun = time.monotonic()
+    with Board("s", len(table), "dice_mean") as board, pytest.raises(ClusterError, match="took study s over"):
+        run_wave(
+            study, functools.partial(pick, table), board, at_once=1, retries=1, check=check,
+            space={"node": tune.grid_search(list(names))},
+        )  # fmt: skip
+    assert not read_records(study.uri)
+    assert not list(Path(study.uri).glob("ft-a.attempt-*")), "a trial was begun for nothing"
+    assert time.monotonic() - begun < 60
+    (attempt,) = Path(study.uri).glob("ft-worst.attempt-*")
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(attempt.read_text())):
+        assert time.monotonic() < deadline, "the trial runs on"
+        time.sleep(0.2)

@@ -61,6 +61,10 @@ class DataError(BrainFoundryError):
     """A scan, archive, manifest or shard that cannot be used."""
 
 
+class DivergedError(DataError):
+    """A training whose loss is no longer finite: by its options, or by what it reads."""
+
+
 class CheckpointError(BrainFoundryError):
     """A checkpoint that is damaged or does not fit the model or data it is asked to serve."""
 

@@ -1,6 +1,7 @@
 """Options of a trial that were picked on validation: of its choice nodes, those of the best mean score.
 
-All options are tried with the same budget. A record's test scores are never looked at.
+All options are tried with the same budget. Those that made a training diverge, or whose network has no such
+score (nothing found, no distance), are out of the running. A record's test scores are never looked at.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def with_choice(node: Node, records: Mapping[str, TrialRecord]) -> TrainConfig:
     """The node's configuration with the options that validation picked; its own where it has no choices.
 
     Raises:
-        DataError: a choice node is not finished, or has no such score.
+        DataError: see `choose`.
     """
     return with_options(node.config, choose(node, records))
 
@@ -32,27 +33,40 @@ def choose(node: Node, records: Mapping[str, TrialRecord]) -> dict[str, Any]:
     """The options of the best mean validation score over their choice nodes; the first of equals.
 
     Raises:
-        DataError: a choice node is not finished, or has no such score.
+        DataError: a choice node is still to be run, or none of the options came to a score.
     """
-    scores: dict[str, list[float]] = {}
+    problem = undecided(node, records)
+    if problem:
+        raise DataError(
+            f"{node.id} waits for {problem}", fix="submit the study again: it runs what is missing"
+        )
+    scores: dict[str, list[float | None]] = {}
     tried: dict[str, Options] = {}
     for name, options in node.chosen.items():
         key = repr(sorted(options.items()))
         tried.setdefault(key, options)
-        scores.setdefault(key, []).append(_validated(node, records.get(name), name))
+        scores.setdefault(key, []).append(_score(node, records[name]))
     if not tried:
         return {}
     sign = 1.0 if higher_is_better(node.chosen_by) else -1.0
-    return dict(tried[max(tried, key=lambda key: sign * fmean(scores[key]))])
+    means = {key: fmean(x for x in of if x is not None) for key, of in scores.items() if None not in of}
+    return dict(tried[max(means, key=lambda key: sign * means[key])])
 
 
-def _validated(node: Node, record: TrialRecord | None, name: str) -> float:
-    finished = record is not None and record.state == "finished"
-    score = record.validation.get(f"val/{node.chosen_by}") if record is not None and finished else None
-    if score is None or not math.isfinite(score):
-        what = f"has no validation score {node.chosen_by}" if finished else "is not finished"
-        raise DataError(
-            f"{node.id} waits for choice {name}, which {what}",
-            fix="submit the study again: it runs what is missing",
-        )
-    return score
+def undecided(node: Node, records: Mapping[str, TrialRecord]) -> str:
+    """What keeps a node's options from being chosen, after "waits for"; "" where nothing does."""
+    running: dict[str, bool] = {}
+    for name, options in node.chosen.items():
+        record = records.get(name)
+        if record is None or record.state not in ("finished", "diverged"):
+            return f"choice {name}, which is not finished"
+        key = repr(sorted(options.items()))
+        running[key] = running.get(key, True) and _score(node, record) is not None
+    if running and not any(running.values()):
+        return f"its options, of which none came to a validation score {node.chosen_by} (see choice {name})"
+    return ""
+
+
+def _score(node: Node, record: TrialRecord) -> float | None:
+    score = record.validation.get(f"val/{node.chosen_by}") if record.state == "finished" else None
+    return score if score is not None and math.isfinite(score) else None

@@ -25,7 +25,8 @@ from brainfoundry.experiments.calibration import (
     read_calibration,
 )
 from brainfoundry.experiments.node import Node, waves
-from brainfoundry.experiments.records import TrialRecord
+from brainfoundry.experiments.node import searched as prefix_of
+from brainfoundry.experiments.records import TrialRecord, named_after
 from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.finetune_config import FinetuneConfig
@@ -57,7 +58,7 @@ class NodeCost:
     time: StepTime | None
     """Of a step; None where nothing is known of the network."""
     runs: int
-    """1, or with the points of its search more."""
+    """That are still to be run: 1, or as many as its search has points to try."""
     spent_hours: float | None
     """Device-hours of what is done, where they were measured."""
     disk_gb: float
@@ -235,14 +236,21 @@ def estimate_study(
             state = "done" if record.done else "failed"
         config = node.config.in_steps(node.subjects)
         points = searched if node.role == "trial" and node.kind == "finetune" else 0
+        tried = named_after(prefix_of(node.id), records) if points else {}
+        # By run: a trial that was searched for is the run of its best point.
+        spent = {
+            r.run_dir: r.device_hours
+            for r in (*tried.values(), *([record] if record is not None else []))
+            if r.device_hours is not None
+        }
         rows.append(
             NodeCost(
                 node=node,
                 state=state,
                 steps=config.optim.steps,
                 time=None if node.kind == "external" else known.step_time(config),
-                runs=points or 1,
-                spent_hours=record.device_hours if record is not None else None,
+                runs=max(0, points - sum(one.done for one in tried.values())) if points else 1,
+                spent_hours=sum(spent.values()) if spent else None,
                 disk_gb=0.0 if node.kind == "external" else (points or 1) * _disk_gb(config, record),
             )
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from brainfoundry.core.errors import ConfigError
 from brainfoundry.experiments.axes import REPEATED, safe
 from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.capacity import at_once
-from brainfoundry.experiments.choice import choose, with_choice
+from brainfoundry.experiments.choice import choose, undecided, with_choice
 from brainfoundry.experiments.freeze import freeze
 from brainfoundry.experiments.lock import driving
 from brainfoundry.experiments.mlflow_model import register
@@ -42,6 +42,8 @@ class StudyOptions:
 
     cohorts: Mapping[str, str]
     """The study's names -> shard sets."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Names -> files of the user's that trials start from."""
     retries: int = 2
     """How often a trial that died is begun again."""
     tracking: str | None = None
@@ -74,17 +76,27 @@ def run_study(spec: StudySpec, nodes: Sequence[Node], folder: str, options: Stud
     study = StudyFolder(name=spec.name, uri=files.absolute(folder))
     files.check_writable(study.uri)
     with driving(study) as check:
-        freeze(study, spec, options.cohorts)
-        return _Driver(spec, nodes, study, options).run(check)
+        freeze(study, spec, options.cohorts, options.weights)
+        return _Driver(spec, nodes, study, options, check).run()
 
 
 class _Driver:
     """One session of a study."""
 
     def __init__(
-        self, spec: StudySpec, nodes: Sequence[Node], study: StudyFolder, options: StudyOptions
+        self,
+        spec: StudySpec,
+        nodes: Sequence[Node],
+        study: StudyFolder,
+        options: StudyOptions,
+        check: Callable[[], None],
     ) -> None:
+        """
+        Args:
+            check: raises where another driver has taken over.
+        """
         self._spec, self._nodes, self._study, self._options = spec, nodes, study, options
+        self._still_mine = check
         self._records = read_records(study.uri)
         self._check()
         todo = [node for node in nodes if node.kind != "external" and not self._done(node.id)]
@@ -94,9 +106,11 @@ class _Driver:
         print(f"study {spec.name}: {len(nodes)} runs, {len(todo)} to do, in {study.uri}", flush=True)
         self._board = Board(spec.name, len(todo), spec.main_metric)
         self._parent: str | None = None
+        self._unsearched: dict[str, str] = {}
+        """Trial -> why its search does not say which options are its own."""
 
-    def run(self, check: Any) -> Outcome:
-        """Every wave; `check` raises where another driver has taken over."""
+    def run(self) -> Outcome:
+        """Every wave."""
         spec = self._spec
         self._parent = open_study(
             self._uri, self._study.uri, spec.name, title=spec.title, task=spec.task, axes=spec.varying(),
@@ -107,7 +121,7 @@ class _Driver:
             files.delete_folder(files.join(self._study.uri, "ray"))  # of earlier sessions
             with self._board:
                 for wave in waves(self._nodes):
-                    check()
+                    self._still_mine()
                     self._wave([node for node in wave if self._ready(node)])
             outcome = self._outcome()
             self._register()
@@ -144,9 +158,10 @@ class _Driver:
         """Whether the node's options are those of the best point of a search."""
         return self._spec.search is not None and node.role == "trial" and node.kind == "finetune"
 
-    def _missing(self, node: Node) -> list[str]:
-        """What a node waits for that did not finish."""
-        return [n for n in before(node) if n not in self._records or self._records[n].state != "finished"]
+    def _missing(self, node: Node) -> str:
+        """What a node waits for that did not finish; "" where it can start."""
+        parents = (n for n in node.parents if n not in self._records or self._records[n].state != "finished")
+        return next(parents, "") or undecided(node, self._records)
 
     def _wave(self, wave: Sequence[Node]) -> None:
         work: dict[str, Work] = {}
@@ -174,7 +189,10 @@ class _Driver:
         """Trials that all take as much of the cluster as one configuration."""
         n = at_once([cluster_of])
         self._board.line(f"{what}, {n} at once")
-        run_wave(self._study, make, self._board, at_once=n, retries=self._options.retries, **settings)
+        run_wave(
+            self._study, make, self._board, at_once=n, retries=self._options.retries, check=self._still_mine,
+            **settings,
+        )  # fmt: skip
         self._records = read_records(self._study.uri)
 
     def _work(self, node: Node, config: TrainConfig, chosen: Mapping[str, Any]) -> Work:
@@ -205,8 +223,15 @@ class _Driver:
             what = f"search for {node.id}, {count} point(s)"
             self._run(what, make, cluster_of=node.config, **settings)
         search.table(self._records)
+        failed = search.failed(self._records)
+        if failed:  # with what is left of its points, it would have had a smaller budget than others
+            self._unsearched[node.id] = (
+                f"its search: {len(failed)} point(s) failed, such as {failed[0].id}: {failed[0].error}"
+            )
+            return None
         best = search.best(self._records)
         if best is None:
+            self._unsearched[node.id] = "its search, of which no point was trained to the end"
             return None
         # The trial is the best point's run, which is now judged on the test set.
         return Work(node=node, config=replace(best.config, tracking=base.config.tracking), chosen=best.chosen)
@@ -218,8 +243,7 @@ class _Driver:
         for node in self._nodes:
             if node.kind == "external" or node.id in self._records:
                 continue
-            blocked = self._missing(node)
-            waiting[node.id] = blocked[0] if blocked else "its search, of which no point finished"
+            waiting[node.id] = self._missing(node) or self._unsearched.get(node.id, "its turn")
         ids = [node.id for node in self._nodes]
         return Outcome(
             records=self._records,
@@ -263,11 +287,12 @@ class _Driver:
 
     def _close(self, outcome: Outcome | None) -> None:
         trials = self._trials()
-        hours = [r.device_hours for r in self._records.values() if r.device_hours is not None]
+        # By run: a trial that was searched for is the run of its best point.
+        known = {r.run_dir: r.device_hours for r in self._records.values() if r.device_hours is not None}
         metrics = {
             "trials_done": float(sum(r.done for r in trials)),
             "trials_failed": float(sum(not r.done for r in trials)),
-            **({"device_hours": sum(hours)} if hours else {}),
+            **({"device_hours": sum(known.values())} if known else {}),
         }
         close_study(
             self._uri, self._parent, title=self._spec.title, lines=_lines(trials, self._spec),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,14 +22,18 @@ _FREE = ".options.cluster."
 """In the name of an option that changes no result."""
 
 
-def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> None:
+def freeze(
+    study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str], weights: Mapping[str, str] | None = None
+) -> None:
     """Write the study down at its first submission; at a later one hold it against what was written.
 
-    A cohort counts as the same wherever it lies, and also after participants withdrew. What runs take of the
-    cluster may change. A grid may grow: what is finished stays, and `history` keeps the earlier grids.
+    A cohort counts as the same wherever it lies, and also after participants withdrew; weights count by their
+    content. What runs take of the cluster may change. A grid may grow: what is finished stays, and `history`
+    keeps the earlier grids.
 
     Args:
         cohorts: name -> shard set.
+        weights: name -> file of the user's that trials start from.
 
     Raises:
         ConfigError: another study of this name is there; names the first difference.
@@ -42,7 +47,11 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
             )
     hashes = {name: identity_hash(ShardSet.open(uri).meta) for name, uri in sorted(cohorts.items())}
     places = {name: files.absolute(uri) for name, uri in sorted(cohorts.items())}
-    now: dict[str, Any] = {"study": spec.to_dict(), "manifests": hashes}
+    digests = {
+        name: hashlib.sha256(files.read_bytes(uri)).hexdigest()
+        for name, uri in sorted((weights or {}).items())
+    }
+    now: dict[str, Any] = {"study": spec.to_dict(), "manifests": hashes, "weights": digests}
     history: list[Any] = []
     if files.exists(study.frozen):
         then = yaml.safe_load(files.read_bytes(study.frozen))
@@ -51,11 +60,12 @@ def freeze(study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str]) -> N
         if all(point in spec.points() for point in before.points()):
             same = {**same, "grid": now["study"]["grid"]}
         # A part of the study (--only) names no more cohorts than it needs: those of both are compared.
-        now["manifests"] = {**then["manifests"], **hashes}
+        held = {"manifests": then["manifests"], "weights": then.get("weights", {})}
+        now |= {part: {**held[part], **now[part]} for part in held}
         places = {**then["cohorts"], **places}
-        _refuse({"study": same, "manifests": {**hashes, **then["manifests"]}}, now, study)
+        _refuse({"study": same, **{part: {**now[part], **held[part]} for part in held}}, now, study)
         history, more = then["history"], len(spec.points()) - len(before.points())
-        if not more and (now["manifests"], places) == (then["manifests"], then["cohorts"]):
+        if not more and places == then["cohorts"] and all(now[part] == held[part] for part in held):
             return
         if more:
             history = [*history, then["study"]["grid"]]

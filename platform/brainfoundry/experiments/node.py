@@ -85,6 +85,11 @@ def select(nodes: Sequence[Node], only: Sequence[str]) -> tuple[Node, ...]:
     return tuple(node for node in nodes if node.id in kept)
 
 
+def searched(trial: str) -> str:
+    """What the names of the points of a trial's search begin with; behind it a dash and a digest."""
+    return f"search-{trial.removeprefix('ft-')}"
+
+
 def before(node: Node) -> tuple[str, ...]:
     """The nodes that must be done before this one can start."""
     return (*node.parents, *node.chosen)

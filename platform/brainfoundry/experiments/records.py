@@ -1,8 +1,8 @@
 """What came of each run of a study: one small JSON file, written once everything else of it is there.
 
 `STUDY/records/ID.json` is the commit mark of a node, and all that reports read of a run besides its score
-table, card and manifest. A node whose record says finished or stopped is done; one that failed is tried again
-when the study is submitted again.
+table, card and manifest. A node whose record says finished, stopped or diverged is done; one that failed is
+tried again when the study is submitted again.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ class TrialRecord:
     role: Literal["ancestor", "choice", "trial"]
     point: Mapping[str, Any]
     """Its value on every axis."""
-    state: Literal["finished", "failed", "stopped"]
-    """stopped: given up early by the scheduler of a search."""
+    state: Literal["finished", "failed", "stopped", "diverged"]
+    """stopped: given up early by the scheduler of a search. diverged: options that were only tried, and whose
+    loss was no longer finite; they are out of the running."""
     run_dir: str
     checkpoint: str | None = None
     """The one that was judged, and that others start from."""
@@ -146,6 +147,11 @@ def read_records(folder: str) -> dict[str, TrialRecord]:
     with ThreadPoolExecutor(_READERS) as pool:
         found = list(pool.map(lambda name: _read(files.join(where, name)), names))
     return {record.id: record for record in found}
+
+
+def named_after(prefix: str, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+    """The records of nodes whose names are this one, a dash and a digest."""
+    return {name: record for name, record in records.items() if name.rpartition("-")[0] == prefix}
 
 
 def read_record(study: StudyFolder, node: str) -> TrialRecord:

@@ -22,10 +22,11 @@ from rich.table import Table
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64_int, key_of
-from brainfoundry.experiments.node import Node
+from brainfoundry.experiments.node import Node, searched
 from brainfoundry.experiments.recipes import with_options
-from brainfoundry.experiments.records import StudyFolder, TrialRecord
+from brainfoundry.experiments.records import StudyFolder, TrialRecord, named_after
 from brainfoundry.experiments.study import SearchSpec
+from brainfoundry.experiments.suggest import OptunaSearcher, require_optuna
 from brainfoundry.experiments.wave import PERCENT, SCORE, Work
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.folds import HELD_OUT
@@ -101,7 +102,7 @@ class Search:
     def point(self, options: Mapping[str, Any]) -> Work:
         """The node that tries these options: judged by validation alone, never on the test set."""
         digest = hashlib.sha256(json.dumps(dict(sorted(options.items()))).encode()).hexdigest()[:6]
-        name = f"search-{self.base.id.removeprefix('ft-')}-{digest}"
+        name = f"{searched(self.base.id)}-{digest}"
         tracking = self.base.config.tracking
         tags = [tag for tag in tracking.tags if not tag.startswith("role=")]
         tags += ["role=choice", *(f"{option}={value}" for option, value in options.items())]
@@ -126,8 +127,7 @@ class Search:
 
     def mine(self, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
         """Records of the points of this search."""
-        prefix = self.point({}).node.id.rpartition("-")[0]
-        return {name: r for name, r in records.items() if name.rpartition("-")[0] == prefix}
+        return named_after(searched(self.base.id), records)
 
     def waiting(self, records: Mapping[str, TrialRecord]) -> list[int]:
         """Draws that have no record yet, or failed."""
@@ -135,13 +135,17 @@ class Search:
         first = {name: i for i, name in reversed(list(enumerate(names)))}
         return sorted(i for name, i in first.items() if name not in records or not records[name].done)
 
+    def failed(self, records: Mapping[str, TrialRecord]) -> list[TrialRecord]:
+        """Points that something else than their own options stopped; they are tried again."""
+        return [record for record in self.mine(records).values() if not record.done]
+
     def scheduler(self) -> ASHAScheduler | None:
         """ASHA, where the study asks for it. It never stops a trial at its very end."""
         if self.spec.scheduler == "none":
             return None
         return ASHAScheduler(time_attr=PERCENT, max_t=101, grace_period=_FIRST_RUNG, reduction_factor=_FACTOR)
 
-    def optuna(self, study: StudyFolder, records: Mapping[str, TrialRecord]) -> tuple[Any, int]:
+    def optuna(self, study: StudyFolder, records: Mapping[str, TrialRecord]) -> tuple[OptunaSearcher, int]:
         """Optuna as Tune's searcher, told of the points that are done, and how many are still to run.
 
         Points that were begun before come first.
@@ -156,8 +160,6 @@ class Search:
             FloatDistribution,
             IntDistribution,
         )
-        from optuna.samplers import TPESampler
-        from ray.tune.search.optuna import OptunaSearch
 
         space: dict[str, BaseDistribution] = {}
         for name, distribution in self.spec.space.items():
@@ -168,16 +170,19 @@ class Search:
                 space[name] = IntDistribution(bounds[0], bounds[1] - 1)
             else:
                 space[name] = CategoricalDistribution(range(len(bounds)))
+        key = f"val/{self.base.config.keep.best_by}"
         done = {n: r for n, r in self.mine(records).items() if r.done}
-        searcher = OptunaSearch(
-            space=space, metric=SCORE, mode="max" if self.higher else "min", sampler=TPESampler(seed=SEED),
-            points_to_evaluate=self._begun(study, done) or None,
+        scored = [
+            (self._parameters(r.chosen), r.validation[key]) for r in done.values() if key in r.validation
+        ]
+        searcher = OptunaSearcher(
+            space, self._name_of, metric=SCORE, mode="max" if self.higher else "min", seed=SEED + len(done),
+            done=scored, tried=done, first=self._begun(study, done),
         )  # fmt: skip
-        for record in done.values():
-            value = record.validation.get(f"val/{self.base.config.keep.best_by}")
-            if value is not None:
-                searcher.add_evaluated_point(self._parameters(record.chosen), value)
         return searcher, max(0, self.spec.trials - len(done))
+
+    def _name_of(self, parameters: Mapping[str, Any]) -> str:
+        return self.suggested(parameters).node.id
 
     def _parameters(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options as Optuna knows them: a choice is its number."""
@@ -194,7 +199,7 @@ class Search:
     def _begun(self, study: StudyFolder, done: Mapping[str, TrialRecord]) -> list[dict[str, Any]]:
         """Points whose training has begun and has no end, from their configurations."""
         found = []
-        prefix = self.point({}).node.id.rpartition("-")[0]
+        prefix = searched(self.base.id)
         for name in files.list_names(study.runs):
             uri = files.join(study.runs, name, "config.yaml")
             if name.rpartition("-")[0] != prefix or name in done or not files.exists(uri):
@@ -235,21 +240,6 @@ class Search:
             cells = ["-" if score is None else f"{score:.4f}", str(record.steps), record.state]
             table.add_row(*cells, *(str(record.chosen.get(name, "")) for name in self.spec.space))
         (console or Console(width=110)).print(table)
-
-
-def require_optuna() -> None:
-    """Refuse a study that needs Optuna where it is not installed.
-
-    Raises:
-        ConfigError: names the extra.
-    """
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "the study's search needs Optuna, which is not installed",
-            fix="pip install 'brainfoundry[tune]', or write algorithm: random",
-        ) from error
 
 
 def _dotted(config: Mapping[str, Any], key: str) -> Any:

@@ -83,7 +83,9 @@ def study_job(config: StudyConfig) -> int:
     # The trials' own messages go to Ray's logs; the driver is the one voice.
     quiet = not os.environ.get("BRAINFOUNDRY_DEBUG")
     print(f"joined {connect(log_to_driver=not quiet)}", flush=True)
-    options = StudyOptions(cohorts=shards, retries=config.retries, tracking=config.tracking_uri)
+    options = StudyOptions(
+        cohorts=shards, weights=weights, retries=config.retries, tracking=config.tracking_uri
+    )
     found = run_study(spec, nodes, folder, options)
     return summarise(spec, nodes, folder, found, config.tracking_uri)
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from brainfoundry.core import files
-from brainfoundry.core.errors import BrainFoundryError
+from brainfoundry.core.errors import BrainFoundryError, DivergedError
 from brainfoundry.experiments.capacity import cores
 from brainfoundry.experiments.node import Node, TestSet
 from brainfoundry.experiments.records import (
@@ -124,12 +124,17 @@ def failed(
     node: Node,
     config: TrainConfig,
     study: StudyFolder,
-    error: str,
+    error: BaseException | str,
     *,
     chosen: Mapping[str, Any] | None = None,
 ) -> TrialRecord:
-    """The record of a node that its problem stopped for good, written."""
-    record = replace(_begun(node, study, run_dir_of(config), chosen or {}), state="failed", error=error)
+    """The record of a node that its problem stopped, written. Options that were only tried and made it
+    diverge have had their say."""
+    diverged = node.role == "choice" and isinstance(error, DivergedError)
+    record = replace(
+        _begun(node, study, run_dir_of(config), chosen or {}), state="diverged" if diverged else "failed",
+        error=error if isinstance(error, str) else one_line(error),
+    )  # fmt: skip
     write_record(study, record)
     return record
 

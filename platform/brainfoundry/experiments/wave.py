@@ -26,7 +26,7 @@ from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.leases import Lease, leases
 from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, read_record
-from brainfoundry.experiments.trial import failed, one_line, run_dir_of, run_node, score_so_far, stopped
+from brainfoundry.experiments.trial import failed, run_dir_of, run_node, score_so_far, stopped
 from brainfoundry.training.checkpoint import CheckpointWriter
 from brainfoundry.training.config import TrainConfig
 
@@ -117,7 +117,7 @@ class Trial(tune.Trainable):
 
     def _failed(self, error: BaseException) -> TrialRecord:
         work = self._work
-        return failed(work.node, work.config, self._study, one_line(error), chosen=work.chosen)
+        return failed(work.node, work.config, self._study, error, chosen=work.chosen)
 
     def _end(self, record: TrialRecord) -> dict[str, Any]:
         score = record.validation.get(f"val/{self._work.config.keep.best_by}")
@@ -135,11 +135,14 @@ class Trial(tune.Trainable):
 class _Told(tune.Callback):
     """Tune's events, for the board, and the records of trials that cannot write their own."""
 
-    def __init__(self, study: StudyFolder, make: Make, board: Board) -> None:
-        self._study, self._make, self._board = study, make, board
+    def __init__(self, study: StudyFolder, make: Make, board: Board, check: Callable[[], None]) -> None:
+        self._study, self._make, self._board, self._check = study, make, board, check
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks, to restore what we never restore; a board cannot be pickled
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._check()  # what it raises ends the wave, and leaves no record of what was running
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._board.started(self._make(trial.config).node.id)
@@ -156,9 +159,8 @@ class _Told(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         work = self._make(trial.config)
-        error = trial.get_pickled_error() or trial.get_error()
-        text = one_line(error) if error is not None else "ended without a word"
-        self._board.ended(failed(work.node, work.config, self._study, text, chosen=work.chosen))
+        error = trial.get_pickled_error() or trial.get_error() or "ended without a word"
+        self._board.ended(failed(work.node, work.config, self._study, error, chosen=work.chosen))
 
 
 def run_wave(
@@ -168,6 +170,7 @@ def run_wave(
     *,
     at_once: int,
     retries: int,
+    check: Callable[[], None] = lambda: None,
     space: Mapping[str, Any],
     samples: int = 1,
     searcher: Any = None,
@@ -180,6 +183,8 @@ def run_wave(
     Args:
         at_once: trials that run at the same time, at most.
         retries: how often a trial that died is begun again (it goes on from its newest checkpoint).
+        check: called again and again; raises where the wave must end at once, with nothing said of its
+            trials.
         space: Tune's parameter space; `make` turns a draw of it into work.
         samples: draws of the space.
         scored: trials report validation scores, for `searcher` and `scheduler`.
@@ -203,7 +208,7 @@ def run_wave(
             storage_path=where,
             failure_config=tune.FailureConfig(max_failures=retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Told(study, make, board)],
+            callbacks=[_Told(study, make, board, check)],
             verbose=0,
         ),
     )  # fmt: skip

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from brainfoundry.core.errors import ConfigError, DataError
+from brainfoundry.core.errors import ConfigError, DataError, DivergedError
 from brainfoundry.core.memory import keep_freed_memory
 from brainfoundry.core.rng import hash64_int
 from brainfoundry.models.sizes import EncoderSpec
@@ -308,7 +308,7 @@ def _too_large(task: TrainTask, world: int) -> ConfigError:
 def _refuse_nonfinite(records: list[list[float]], first: int) -> None:
     for i, record in enumerate(records):
         if not math.isfinite(record[0]):
-            raise DataError(
+            raise DivergedError(
                 f"the loss of step {first + i} is {record[0]}",
                 fix="lower --optim.lr, use --optim.precision bf16 or fp32, or look for broken scans",
             )
