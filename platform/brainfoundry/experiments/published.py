@@ -77,7 +77,7 @@ _COLUMNS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "BSF-1-S (64M)": _swin(size="small", init=STAGE1),
         "SwinU-MRI": _swin(size="tiny", init=SCRATCH),
         "SwinU-Res": _swin(init=DOWNSTREAM),
-        "SwinU-CT": _swin(init=CT),
+        "SwinU-CT": _swin(init=CT, variant="legacy"),
         "nnU-Net": {"family": "nnunetv2"},
         "SegResNet": {"family": "segresnet"},
         "TransBTS": {"family": "transbts"},

@@ -12,7 +12,14 @@ import pytest
 
 from brainfoundry.experiments.axes import DEFAULTS
 from brainfoundry.experiments.records import TrialRecord
-from brainfoundry.experiments.report.compare import corrected, difference, estimate, keyed, repetitions
+from brainfoundry.experiments.report.compare import (
+    corrected,
+    difference,
+    estimate,
+    in_same_repetitions,
+    keyed,
+    repetitions,
+)
 from brainfoundry.experiments.report.results import StudyResults, Trial
 from brainfoundry.experiments.report.tables_grid import arms_of, comparators
 from brainfoundry.experiments.stats import mean_interval
@@ -195,3 +202,75 @@ def test_rows_are_compared_with_the_first_arm_alone(tmp_path: Path) -> None:
         "small, scratch": "small, stage1",
         "small, stage1+2": "small, stage1",
     }
+
+
+def test_seeds_within_a_draw_are_no_further_draws() -> None:
+    level = {0: 0.0, 1: 0.06, 2: -0.03}
+    crossed = [
+        trial(BASE + up + 0.01 * seed, draw=draw, seed=seed) for draw, up in level.items() for seed in (0, 1)
+    ]
+    averaged = [trial(BASE + up + 0.005, draw=draw) for draw, up in level.items()]
+    found, expected = estimate(crossed, "dice"), estimate(averaged, "dice")
+    assert found is not None and expected is not None
+    assert (found[0].draws, found[0].low, found[0].high) == pytest.approx(
+        (3, expected[0].low, expected[0].high)
+    )
+    assert repetitions(crossed, "dice") == pytest.approx(repetitions(averaged, "dice"))
+    # A comparator that lacks a seed is paired with the seeds that it has.
+    base = [trial(BASE, draw=draw, seed=0) for draw in level]
+    paired = difference(crossed, base, "dice")
+    assert paired is not None and paired.draws is not None
+    assert (paired.draws.draws, paired.estimate.value) == (3, pytest.approx(0.01))
+
+
+def test_draws_within_folds_of_one_test_set_are_no_further_folds() -> None:
+    trials = [trial(BASE + 0.1 * fold, fold=fold, draw=draw) for fold in (0, 1) for draw in (0, 1, 2)]
+    found = estimate(trials, "dice")
+    assert found is not None and found[0].draws == 2
+
+
+def test_pretraining_seeds_of_one_subset_have_an_interval() -> None:
+    ups = (0.02, 0.03, 0.01)
+    pretrained = [trial(BASE + up, pretrain_seed=seed, pretrained=True) for seed, up in enumerate(ups)]
+    found = difference(pretrained, [trial(BASE)], "dice")
+    draws = difference([trial(BASE + up, draw=i) for i, up in enumerate(ups)],
+                       [trial(BASE, draw=i) for i in range(3)], "dice")  # fmt: skip
+    assert found is not None and draws is not None and found.draws is not None
+    assert (found.draws.seeds, found.draws.draws) == (3, 1)
+    assert found.draws.covers.startswith("Covers 3 pretraining seeds and test subjects; how subsets")
+    assert "3 pretraining seeds" in found.warnings[0]
+    assert (found.estimate.low, found.estimate.high) == pytest.approx(
+        (draws.estimate.low, draws.estimate.high), abs=1e-3
+    )
+
+
+def distances(values: Sequence[float], counted: Sequence[float]) -> Trial:
+    rows: list[Mapping[str, Any]] = [
+        {"subject": f"s{i}", "session": "0", "hd95_et": value, "hd95_et_challenge": missed}
+        for i, (value, missed) in enumerate(zip(values, counted, strict=True))
+    ]
+    return Trial(
+        point=DEFAULTS, pretrained=False, record=trial([0.5]).record, scores=ScoreTable.of(rows, POLICIES)
+    )
+
+
+def test_finding_less_is_no_smaller_distance() -> None:
+    far = RNG.uniform(4.0, 8.0, 60)
+    near = far - RNG.uniform(0.5, 1.5, 60)
+    missed = near.copy()
+    missed[:20] = math.nan
+    whole, better = distances(far.tolist(), far.tolist()), distances(near.tolist(), near.tolist())
+    fewer = distances(missed.tolist(), np.where(np.isnan(missed), 373.13, missed).tolist())
+    honest, cheap = difference([better], [whole], "hd95_et"), difference([fewer], [whole], "hd95_et")
+    assert honest is not None and honest.better
+    assert cheap is not None and cheap.estimate.high < 0, "the case is not the one that is meant"
+    assert not cheap.better and not cheap.estimate.better
+
+
+def test_arms_are_ranked_in_the_same_repetitions() -> None:
+    draws = {n: keyed([trial(BASE, draw=i) for i in n], "dice") for n in ((0, 1, 2), (0, 1), (0,))}
+    arms = {"a": draws[0, 1, 2], "b": draws[0, 1, 2], "once": draws[0,]}
+    assert set(in_same_repetitions(arms)) == {"a", "b"}
+    found = in_same_repetitions({"a": draws[0, 1, 2], "under way": draws[0, 1]})
+    assert [len(of) for of in found.values()] == [2, 2]
+    assert in_same_repetitions({}) == {}

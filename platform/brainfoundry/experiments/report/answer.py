@@ -94,7 +94,7 @@ def _told(found: Difference) -> str:
     e = found.estimate
     sample = f"{e.n:,} test subject{'' if e.n == 1 else 's'}"
     if found.draws is not None:
-        sample = f"{found.draws.draws} draws × {sample}"
+        sample = f"{found.draws.draws} draws × {sample}" if found.draws.draws > 1 else sample
         sample = f"{found.draws.seeds} pretraining seeds × {sample}" if found.draws.seeds > 1 else sample
     return f"{number(e.value, digits_of(e, 3), signed=True)} ({interval(e) or 'no interval'}), {sample}"
 

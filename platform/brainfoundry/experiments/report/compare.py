@@ -1,20 +1,21 @@
 """Arms of a study pooled and compared: over folds, draws of the labels and seeds, subject by subject.
 
 Folds that are tested on themselves are put together: every subject has one score. Draws, seeds and folds that
-share one test set are repetitions: every subject has one score in each.
+share one test set are repetitions: every subject has one score in each. Repetitions within repetitions (seeds
+of a draw, draws of a fold) are no further independent ones: they are averaged, and the outermost are counted.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from brainfoundry.experiments.report.cells import Estimate
-from brainfoundry.experiments.report.results import Trial
+from brainfoundry.experiments.report.results import Repeat, Trial
 from brainfoundry.experiments.stats import (
     Comparison,
     TwoLevel,
@@ -99,15 +100,49 @@ def _complete(found: Keyed) -> Keyed:
     return {key: scores for key, scores in found.items() if key[0] == fullest}
 
 
+def outermost(found: Keyed) -> Keyed:
+    """The mean within each of the outermost repetitions that differ: folds, else draws, else seeds."""
+    repeats = {key: _repeat(key) for key in found}
+    level = next(
+        (f.name for f in fields(Repeat) if len({getattr(r, f.name) for r in repeats.values()}) > 1), "seed"
+    )
+    inner: dict[Any, list[Scores]] = defaultdict(list)
+    for key, scores in found.items():
+        outer = getattr(repeats[key], level)
+        inner[(key[0], outer) if isinstance(key, tuple) else outer].append(scores)
+    return {
+        key: {s: float(np.mean([of[s] for of in same])) for s in set.intersection(*map(set, same))}
+        for key, same in inner.items()
+    }
+
+
+def in_same_repetitions(arms: Mapping[str, Keyed]) -> dict[str, Keyed]:
+    """The arms that have all the repetitions of the one with the most, each in these.
+
+    Where that is one arm alone, all arms in what they share: an arm must not stand out by its draws.
+    """
+    repeats = {arm: {_repeat(key) for key in found} for arm, found in arms.items()}
+    most = max(repeats.values(), key=len, default=set())
+    kept = [arm for arm in arms if repeats[arm] >= most]
+    if len(kept) < 2 and len(arms) > 1:
+        kept, most = list(arms), set.intersection(*repeats.values())
+    found = {arm: {key: of for key, of in arms[arm].items() if _repeat(key) in most} for arm in kept}
+    return {arm: of for arm, of in found.items() if of}
+
+
+def _repeat(key: Any) -> Repeat:
+    return key[1] if isinstance(key, tuple) else key
+
+
 def repetitions(trials: Sequence[Trial], metric: str) -> list[float]:
     """The mean over the test subjects, one a repetition, in their order."""
-    found = keyed(trials, metric)
+    found = outermost(keyed(trials, metric))
     return [float(np.nanmean(list(found[key].values()))) for key in sorted(found)]
 
 
 def estimate(trials: Sequence[Trial], metric: str) -> tuple[Estimate, tuple[str, ...]] | None:
     """The mean of an arm with its interval, and warnings about it; None where no subject has a value."""
-    found = keyed(trials, metric)
+    found = outermost(keyed(trials, metric))
     bounds = bounds_of(metric)
     if len(found) == 1:
         one = mean_interval(next(iter(found.values())), bounds=bounds)
@@ -132,7 +167,7 @@ def difference(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str) -
     a, b = keyed(arm, metric), keyed(comparator, metric)
     if not a or not b:
         return None
-    pairs = _pairs(a, b)
+    pairs = outermost(_pairs(a, b))
     higher = higher_is_better(metric)
     if not pairs or not _anybody(pairs):
         return None
@@ -149,8 +184,22 @@ def difference(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str) -
     least, most = bounds_of(metric)  # no difference is greater than the metric's range
     low, high = (float(end) for end in np.clip((low, high), least - most, most - least))
     better = low > 0 if higher else high < 0
+    if better and not higher:
+        better = _also_where_missed(arm, comparator, metric)
     told = Estimate(value=value, low=low, high=high, n=n, draws=draws, sd=sd, better=better, signed=True)
     return Difference(estimate=told, test=test, draws=said, better=better)
+
+
+def _also_where_missed(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str) -> bool:
+    """Whether an arm with the smaller distance has it too where a region that it missed counts as far away.
+
+    A distance is only known for what both arms found: by that alone, finding less would be better.
+    """
+    counted = f"{metric}_challenge"
+    if not all(trial.scores is not None and counted in trial.scores.metrics for trial in (*arm, *comparator)):
+        return True
+    found = difference(arm, comparator, counted)
+    return found is not None and found.better
 
 
 def corrected(family: Sequence[Difference]) -> list[Difference]:

@@ -12,7 +12,7 @@ from brainfoundry.cohorts.manifest import Manifest
 from brainfoundry.cohorts.strata import UNKNOWN, people_of
 from brainfoundry.core.errors import DataError
 from brainfoundry.experiments.axes import REPEATED
-from brainfoundry.experiments.report.compare import Arm, estimate, keyed, repetitions
+from brainfoundry.experiments.report.compare import Arm, estimate, in_same_repetitions, keyed, repetitions
 from brainfoundry.experiments.report.figures_curves import (
     Bar,
     Curve,
@@ -147,8 +147,9 @@ def differences(study: Study) -> Picture | None:
     return Picture(name="differences", caption=caption, png=png, svg=svg)
 
 
-def _scores(study: Study, metric: str, limit: int) -> dict[str, dict[str, float]]:
-    """Arm -> subject -> mean over its repetitions, at the condition of the primary endpoint."""
+def _scores(study: Study, metric: str, limit: int) -> tuple[dict[str, dict[str, float]], str]:
+    """Arm -> subject -> mean over its repetitions, the same for all, at the condition of the primary endpoint;
+    and a sentence on the arms that have fewer."""
     primary = study.spec.primary
     across = {
         axis: value
@@ -157,13 +158,17 @@ def _scores(study: Study, metric: str, limit: int) -> dict[str, dict[str, float]
     }
     if "share" in study.varying and "share" not in across:
         across["share"] = max(study.values_of("share"))
+    arms = {
+        arm.name: keyed(study.scored({**arm.where, **across}), metric)
+        for arm in _arms(study, "fold", *across)
+    }
+    alike = in_same_repetitions({name: scores for name, scores in arms.items() if scores})
+    fewer = [name for name, scores in arms.items() if scores and name not in alike]
     found: dict[str, dict[str, float]] = {}
-    for arm in _arms(study, "fold", *across):
-        scores = keyed(study.scored({**arm.where, **across}), metric)
-        if scores and len(found) < limit:
-            subjects = sorted(set.intersection(*(set(of) for of in scores.values())))
-            found[arm.name] = {s: float(np.mean([of[s] for of in scores.values()])) for s in subjects}
-    return found
+    for name, scores in list(alike.items())[:limit]:
+        subjects = sorted(set.intersection(*(set(of) for of in scores.values())))
+        found[name] = {s: float(np.mean([of[s] for of in scores.values()])) for s in subjects}
+    return found, f" Left out, with fewer repetitions: {'; '.join(fewer)}." if fewer else ""
 
 
 def _condition(study: Study) -> str:
@@ -177,7 +182,7 @@ def _condition(study: Study) -> str:
 def ranks(study: Study) -> Picture | None:
     """How stable the ranking of the arms is."""
     metric = study.spec.main_metric
-    scores = _scores(study, metric, limit=20)
+    scores, fewer = _scores(study, metric, limit=20)
     try:
         found = rank_stability(scores, higher_is_better=higher_is_better(metric))
     except DataError:  # fewer than two arms, or no subject in all of them
@@ -186,7 +191,7 @@ def ranks(study: Study) -> Picture | None:
     caption = (
         "Ranks of the arms over 2,000 bootstrap samples of the test subjects, with the subsets of labels as "
         "they were drawn: the area of a disc, and the number in it, is the per cent of samples with that "
-        f"rank; in brackets the mean.{_condition(study)}"
+        f"rank; in brackets the mean.{_condition(study)}{fewer}"
     )
     return Picture(name="ranks", caption=caption, png=png, svg=svg)
 
@@ -200,7 +205,7 @@ def groups(study: Study) -> Picture | None:
     manifest = study.manifest_of(test) if test is not None else None
     if manifest is None:
         return None
-    scores = _scores(study, metric, MOST_ARMS)
+    scores, fewer = _scores(study, metric, MOST_ARMS)
     shared = set.intersection(*(set(of) for of in scores.values())) if scores else set()
     shared = {s for s in shared if not any(np.isnan(of[s]) for of in scores.values())}
     panels: dict[str, Mapping[str, Sequence[GroupRow]]] = {}
@@ -217,7 +222,7 @@ def groups(study: Study) -> Picture | None:
     caption = (
         f"{_upper(metric_name(metric))} by {', '.join(panels)} of the test subjects, with 95 % intervals. "
         "Counts under 5, and those that would give one away, are hidden with their means. With many "
-        f"groups some differ by chance.{_condition(study)}"
+        f"groups some differ by chance.{_condition(study)}{fewer}"
     )
     return Picture(name="groups", caption=caption, png=png, svg=svg)
 

@@ -36,6 +36,19 @@ _READERS = 16
 _AGAIN = "delete its trial's record and submit the study again"
 
 
+@dataclass(frozen=True, order=True)
+class Repeat:
+    """Which repetition of its arm a trial is. What stands behind is drawn anew in each of what stands before.
+
+    Args:
+        fold: -1: of none, or tested on itself and put together with the others.
+    """
+
+    fold: int
+    draw: int
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
     """A point of a study's grid, and what came of it.
@@ -57,12 +70,12 @@ class Trial:
         return self.scores is not None and self.record is not None and self.record.state == "finished"
 
     @property
-    def repeat(self) -> str:
+    def repeat(self) -> Repeat:
         """Which repetition it is; folds count as such only where they share one test set."""
         fold = self.point.get("fold")
         tested = (self.record.test or {}).get("fold") if self.record else None
-        shared = "" if fold is None or tested is not None else f" fold {fold}"
-        return f"draw {int(self.point['draw']):04d} seed {int(self.point['seed']):04d}{shared}"
+        alone = -1 if fold is None or tested is not None else int(fold)
+        return Repeat(alone, int(self.point["draw"]), int(self.point["seed"]))
 
     def values(self, metric: str) -> dict[str, float]:
         """Subject -> value; NaN where it is not defined."""

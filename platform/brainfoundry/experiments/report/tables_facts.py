@@ -181,10 +181,10 @@ def settings_table(study: Study) -> Table:
 
 
 _SETTINGS = {
-    "subjects": "subjects", "devices": "GPU", "crops a step": "batch size", "learning rate": "learning rate",
-    "steps": "steps", "input channels": "input channels",
+    "subjects": "subjects", "devices": "GPU", "subjects a step": "batch size", "crops a step": "",
+    "learning rate": "learning rate", "steps": "steps", "input channels": "input channels",
 }  # fmt: skip
-"""Our column -> the paper's."""
+"""Our column -> the paper's, "" where it has none. Its batches are of volumes, each cut into crops."""
 
 
 def _settings(
@@ -215,12 +215,13 @@ def _run_settings(study: Study, record: TrialRecord) -> dict[str, Any]:
     if not config:
         return {"subjects": seen_subjects(record), "steps": record.steps or None}
     data, optim, cluster = config["data"], config["optim"], config["cluster"]
-    crops = data["groups_per_step"] * data["subjects_per_group"] * data["crops_per_subject"]
+    subjects = data["groups_per_step"] * data["subjects_per_group"]
     card = study.card(record)
     return {
         "subjects": seen_subjects(record),
         "devices": f"{cluster['workers']} x {record.device or 'device not recorded'}",
-        "crops a step": crops,
+        "subjects a step": subjects,
+        "crops a step": subjects * data["crops_per_subject"],
         "learning rate": optim["lr"],
         "steps": record.steps or optim["steps"],
         "input channels": len(card.modalities) if card is not None else None,

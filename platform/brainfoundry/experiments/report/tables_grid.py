@@ -21,6 +21,10 @@ BOLD = (
     "counts test subjects "
     "(draws × subjects where several draws were averaged)."
 )
+DISTANCES = (
+    "A distance is known where truth and prediction both have the region. It is bold only where it is also "
+    "the smaller one with a region that was missed counted as far away as the challenge does."
+)
 EVERYTHING = "all trials"
 """Name of the only row of a study that varies nothing."""
 KINDS = (
@@ -82,6 +86,8 @@ def grid_table(study: Study, grid: Grid) -> Table:
     notes = list(grid.notes)
     if grid.comparators.of and any(cell.measured is not None for cell in cells):
         notes.insert(0, BOLD.format(comparator=grid.comparators.said))
+        if any("hd95" in column.metric for column in grid.columns):
+            notes.insert(1, DISTANCES)
     if any(cell.published for cell in cells):
         notes.append(KINDS)
     if cost:

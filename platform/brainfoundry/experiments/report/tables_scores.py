@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from brainfoundry.experiments.axes import REPEATED
+from brainfoundry.experiments.axes import DEFAULTS, REPEATED
 from brainfoundry.experiments.published import TABLE_NOTES, Published, published
 from brainfoundry.experiments.report.cells import PUBLISHED, Cell, Table, number
 from brainfoundry.experiments.report.compare import Arm, Difference, corrected, difference
@@ -106,14 +106,11 @@ def _beside(study: Study, arms: Sequence[Arm], table: str, place: Callable[[Publ
 
 
 def _is(figure: Published, point: Mapping[str, Any]) -> bool:
-    """Whether a trial is what the paper calls by this name."""
+    """Whether a trial is what the paper calls by this name: also on the axes that the paper does not vary."""
     axes = {axis: value for axis, value in figure.axes.items() if axis not in ("fold", "draw", "share")}
     in_paper = point["family"] != SWINUNETR or point["size"] in ("tiny", "small", "big")
-    return (
-        bool(axes)
-        and in_paper
-        and all(point[axis] == value for axis, value in {"family": SWINUNETR, **axes}.items())
-    )
+    wanted = {axis: DEFAULTS[axis] for axis in ("family", "objective", "modalities", "variant")} | axes
+    return bool(axes) and in_paper and all(point[axis] == value for axis, value in wanted.items())
 
 
 def fold_table(study: Study, table: str) -> Table:

@@ -56,7 +56,7 @@ class TwoLevel:
     """The paired difference of two arms over draws of the labelled subset and test subjects.
 
     Args:
-        low: lower end of the 95 % interval; NaN with a single draw, of which nothing can be said.
+        low: lower end of the 95 % interval; NaN with a single draw and seed, of which nothing can be said.
         sd_between_draws: of the draws' mean differences (with several seeds: of their means over the seeds).
         sd_within: of the subjects' differences within a draw, root of the mean variance.
         mdd: minimum detectable difference: the true one that a study of this size and spread would find
@@ -92,6 +92,11 @@ class TwoLevel:
     @property
     def covers(self) -> str:
         """What the interval speaks of, as a sentence."""
+        if self.draws == 1:
+            return (
+                f"Covers {self.seeds} pretraining seeds and test subjects; how subsets of labels differ is "
+                "not covered."
+            )
         if self.seeds > 1:
             return f"Covers subsets of labels, test subjects and {self.seeds} pretraining seeds."
         return "Covers subsets of labels and test subjects; how pretraining seeds differ is not covered."
@@ -141,9 +146,9 @@ def two_level(
     if not subjects:
         raise DataError("no subject has a difference in every draw", fix="score all draws on one test set")
     low, high, se, df = math.nan, math.nan, math.nan, math.nan
-    warning = "no interval: it takes two draws and two subjects"
-    if min(draws, subjects) > 1:
-        x = x_KDS if seeds > 1 else x_KDS[0]
+    warning = "no interval: it takes two draws, or two pretraining seeds, and two subjects"
+    if max(draws, seeds) > 1 and subjects > 1:
+        x = x_KDS.reshape([n for n in (seeds, draws) if n > 1] + [subjects])
         low, high, se, df = map(float, crossed_interval(x, levels=x.ndim, seed=seed, samples=samples))
         warning = _warning(draws, seeds)
     x_DS = x_KDS.mean(axis=0)
@@ -176,9 +181,10 @@ def _array(differences: np.ndarray | Mapping[Any, Mapping[str, float]]) -> np.nd
 
 
 def _warning(draws: int, seeds: int) -> str:
-    if draws < ENOUGH:
+    only, what = (seeds, "pretraining seeds") if draws == 1 else (draws, "draws")
+    if only < ENOUGH:
         return (
-            f"{draws} draws: the interval of fewer than {ENOUGH} is too short (measured coverage 87 to 95 %)"
+            f"{only} {what}: the interval of fewer than {ENOUGH} is too short (measured coverage 87 to 95 %)"
         )
     if seeds == 2:
         return "two seeds: too short where they differ as draws do or more (measured coverage 90 to 95 %)"
