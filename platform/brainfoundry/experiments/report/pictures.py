@@ -148,8 +148,8 @@ def differences(study: Study) -> Picture | None:
 
 
 def _scores(study: Study, metric: str, limit: int) -> tuple[dict[str, dict[str, float]], str]:
-    """Arm -> subject -> mean over its repetitions, the same for all, at the condition of the primary endpoint;
-    and a sentence on the arms that have fewer."""
+    """Arm -> subject -> mean over its repetitions, the same for all, where the primary endpoint looks; and a
+    sentence on the arms that have fewer."""
     primary = study.spec.primary
     across = {
         axis: value
