@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from brainfoundry.core.errors import CheckpointError
@@ -15,6 +17,7 @@ from brainfoundry.pretext.intensity import normalise
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.stream.batch import read_batch
 from brainfoundry.stream.plan import Plan, PlanSpec
+from brainfoundry.training.evaluation import shared_out
 from brainfoundry.training.volumes import (
     VolumeReader,
     VolumeSpec,
@@ -100,3 +103,10 @@ def test_a_pretrained_checkpoint_cannot_segment(tmp_path: Path) -> None:
     uri = checkpoint.save(str(tmp_path), card(), MODEL, STATE)
     with pytest.raises(CheckpointError, match=r"stage pretrain-1 cannot segment.*finetune_brats"):
         load_segmenter(uri)
+
+
+@given(cores=st.integers(0, 512))
+def test_scorers_never_have_more_threads_than_cores(cores: int) -> None:
+    count, threads = shared_out(cores)
+    assert count >= 1 and threads >= 1 and count * threads <= max(1, cores)
+    assert count * threads > cores - 4  # and leave few idle

@@ -90,6 +90,11 @@ class Scorer:
         )  # fmt: skip
 
 
+def shared_out(cores: int) -> tuple[int, int]:
+    """How many processes score on so many cores, and the threads of each: never more threads than cores."""
+    return max(1, cores // _CPUS), max(1, min(cores, _CPUS))
+
+
 class Scorers:
     """One `Scorer` a device of the connected cluster; in this process where there is no cluster.
 
@@ -104,18 +109,15 @@ class Scorers:
             return
         # What others hold may stay held: work given to an actor that waits for it would wait too.
         free, gpus = ray.available_resources(), int(ray.cluster_resources().get("GPU", 0))
-        cores = max(1, cpus or int(free.get("CPU", 1)))
-        devices = int(free.get("GPU", 0)) if gpus else cores // _CPUS
-        count = max(1, min(devices, len(spec.sessions)))
+        count, threads = (int(free.get("GPU", 0)), 0) if gpus else shared_out(cpus or int(free.get("CPU", 1)))
+        count = max(1, min(count, len(spec.sessions)))
         # Outside the placement group of whoever evaluates (a trial of Ray Tune): they do not fit in there.
         options = {
             **({"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}),
             "scheduling_strategy": "DEFAULT",
         }
         remote = ray.remote(**options)(Scorer)  # type: ignore[call-overload]
-        self._actors = [
-            remote.remote(checkpoints, spec, 0 if gpus else min(cores, _CPUS)) for _ in range(count)
-        ]
+        self._actors = [remote.remote(checkpoints, spec, threads) for _ in range(count)]
 
     def score(self, sessions: Sequence[Session]) -> Iterator[dict[str, Any]]:
         """Rows of the table, in any order."""

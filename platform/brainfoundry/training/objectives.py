@@ -75,22 +75,19 @@ def build_objective(name: str, options: Sequence[str] = ()) -> Objective:
     """
     kind = load_objective(name)
     known = {field.name: field for field in dataclasses.fields(kind.Config)}
-    values: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or key not in known:
+    values = _values(options)
+    for key, value in values.items():
+        if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             raise ConfigError(
-                f"{name} has no option {key!r}" if equals else f"option {option!r} is not name=value",
+                f"{name} has no option {key!r}",
                 fix=f"did you mean {close[0]}=...?" if close else f"options are {', '.join(known)}",
             )
-        value = yaml.safe_load(text)
         default = known[key].default
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            values[key] = value = float(value)
         if default is not dataclasses.MISSING and not isinstance(value, type(default)):
-            raise ConfigError(f"{name}.{key} is {text!r}", fix=f"give a value like {default!r}")
-        values[key] = value
+            raise ConfigError(f"{name}.{key} is {value!r}", fix=f"give a value like {default!r}")
     return kind(kind.Config(**values))
 
 
