@@ -44,8 +44,9 @@ class Waves:
         self.ran: list[list[str]] = []
         self.work: dict[str, Work] = {}
         self.failing: tuple[str, ...] = ()
-        self.diverging: tuple[float, ...] = ()
+        self.unfit: tuple[float, ...] = ()
         """Learning rates."""
+        self.checks = 0
         self.killed_after: int | None = None
         self.scores: dict[str, float] = {}
         self.chosen_on = "val"
@@ -53,6 +54,8 @@ class Waves:
     def __call__(
         self, study: StudyFolder, make: Callable[[Mapping[str, Any]], Work], board: Board, **how: Any
     ) -> None:
+        how["check"]()
+        self.checks += 1
         ((name, values),) = how["space"].items()
         wave = [make({name: value}) for value in values["grid_search"]]
         self.ran.append([work.node.id for work in wave])
@@ -62,7 +65,7 @@ class Waves:
             self.work[work.node.id] = work
             fails = any(work.node.id.startswith(prefix) for prefix in self.failing)
             lr = work.config.optim.lr
-            state = "failed" if fails else "diverged" if lr in self.diverging else "finished"
+            state = "failed" if fails else "unfit" if lr in self.unfit else "finished"
             scores = {"val/dice_mean": self.scores.get(stems([work.node.id])[0], 1.0 - lr)}
             made = record(
                 work.node.id, study=study.name, kind=work.node.kind, role=work.node.role, chosen=work.chosen,

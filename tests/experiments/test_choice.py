@@ -145,7 +145,7 @@ def test_no_choice_without_all_of_them() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"state": "diverged", "error": "the loss of step 3 is nan"},
+        {"state": "unfit", "error": "the loss of step 3 is nan"},
         {"validation": {}},
         {"validation": {"val/dice_mean": float("nan")}},
     ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,7 @@ from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.capacity import Footprint, at_once, cores, fits, footprint
 from brainfoundry.experiments.driver import StudyOptions, run_study
 from brainfoundry.experiments.node import before
-from brainfoundry.experiments.records import read_records
+from brainfoundry.experiments.records import StudyFolder, read_records
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.store.resplit import resplit
 from brainfoundry.training.config import ClusterConfig
@@ -86,22 +89,36 @@ def test_choices_are_made_before_the_trials_that_use_them(
     assert sorted(r.chosen["optim.lr"] for r in choices) == [0.25, 0.25, 0.5, 0.5]
 
 
-def test_a_rate_that_diverges_is_out_of_the_running(
+def test_a_rate_that_does_not_train_is_out_of_the_running(
     labelled_shards: str, tmp_path: Path, waves: Waves
 ) -> None:
     choose = {"options": {"optim.lr": [0.5, 0.25]}, "per": ["init"], "by": "dice_mean"}
-    waves.diverging = (0.25,)  # the one that validation would have liked best
+    waves.unfit = (0.25,)  # the one that validation would have liked best
     found = drive(labelled_shards, tmp_path, choose=choose)
     assert not found.waiting and not found.failed
     assert [r.chosen for r in found.records.values() if r.role == "trial"] == [{"optim.lr": 0.5}] * 2
     waves.ran.clear()
     drive(labelled_shards, tmp_path, choose=choose)
-    assert not waves.ran, "what diverged was tried again"
-    waves.diverging = (0.5, 0.25)
-    none = drive(labelled_shards, tmp_path / "none", choose=choose)
-    assert len(none.waiting) == 2 and all(
-        "none came to a validation score" in w for w in none.waiting.values()
-    )
+    assert not waves.ran, "what does not train was tried again"
+
+
+@pytest.mark.parametrize("how", ["choose", "search"])
+def test_where_nothing_trains_all_is_tried_again(
+    how: str, labelled_shards: str, tmp_path: Path, waves: Waves
+) -> None:
+    """A broken scan makes every rate diverge; once it is withdrawn they do not."""
+    asked: dict[str, Any] = {
+        "choose": {"options": {"optim.lr": [0.5, 0.25]}, "per": ["init"], "by": "dice_mean"},
+        "search": {"space": {"optim.lr": {"choice": [0.5, 0.25]}}, "trials": 8},
+    }
+    waves.unfit = (0.5, 0.25)
+    found = drive(labelled_shards, tmp_path, **{how: asked[how]})
+    assert len(found.waiting) == 2 and not found.failed
+    why = "none came to a validation score" if how == "choose" else "no point was trained to the end"
+    assert all(why in reason for reason in found.waiting.values())
+    waves.unfit, waves.ran = (), []
+    again = drive(labelled_shards, tmp_path, **{how: asked[how]})
+    assert not again.waiting and sum(map(len, waves.ran)) == 6  # two rates and a trial for each of two arms
 
 
 def test_a_search_whose_point_failed_waits_for_it(labelled_shards: str, tmp_path: Path, waves: Waves) -> None:
@@ -163,6 +180,29 @@ def test_external_trials_are_named_with_what_fills_them(
                   primary=None)  # fmt: skip
     assert [sorted(stems(wave)) for wave in waves.ran] == [["ft-nano-scratch"]]
     assert [c for n, c in found.external.items() if n.startswith("ft-nano-ct")] and not found.failed
+
+
+def test_a_driver_that_lost_its_study_leaves_mlflow_to_the_other(
+    labelled_shards: str, tmp_path: Path, waves: Waves, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(driver, "close_study", lambda *a, **how: closed.append(how["title"]))
+    drive(labelled_shards, tmp_path)
+    assert closed == ["A study in miniature"] and waves.checks == 2, (
+        "the waves are not told whose study it is"
+    )
+
+    def lost() -> None:
+        raise ClusterError("another driver took study mini over")
+
+    @contextmanager
+    def driving(study: StudyFolder) -> Iterator[Callable[[], None]]:
+        yield lost
+
+    monkeypatch.setattr(driver, "driving", driving)
+    with pytest.raises(ClusterError, match="took study mini over"):
+        drive(labelled_shards, tmp_path / "lost")
+    assert len(closed) == 1, "it wrote over the other's run"
 
 
 def test_a_model_is_registered_for_every_arm(

@@ -84,7 +84,7 @@ def test_a_point_is_a_run_of_its_own_without_a_test_set(search: Search) -> None:
 
 def test_finished_draws_are_not_drawn_again(search: Search) -> None:
     assert search.waiting({}) == [0, 1, 2, 3, 4, 5]
-    states = {0: "finished", 2: "stopped", 3: "failed", 4: "diverged"}
+    states = {0: "finished", 2: "stopped", 3: "failed", 4: "unfit"}
     records = {r.id: r for r in (of(search, i, 0.5, state=s) for i, s in states.items())}
     assert search.waiting(records) == [1, 3, 5]
     assert [r.id for r in search.failed(records)] == [search.drawn({"draw": 3}).node.id]
@@ -170,7 +170,6 @@ def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_optuna_is_told_what_is_done_and_what_was_begun(search: Search, tmp_path: Path) -> None:
-    pytest.importorskip("optuna", reason="needs the extra brainfoundry[tune]")
     search = replace(search, spec=replace(search.spec, algorithm="optuna"))
     study = study_folder(tmp_path)
     records = {r.id: r for r in (of(search, 0, 0.5), of(search, 1, 0.7, state="stopped"))}
@@ -190,7 +189,6 @@ def test_optuna_is_told_what_is_done_and_what_was_begun(search: Search, tmp_path
 
 
 def test_optuna_tries_no_point_twice(search: Search, tmp_path: Path) -> None:
-    pytest.importorskip("optuna", reason="needs the extra brainfoundry[tune]")
     space = {"data.groups_per_step": {"randint": (1, 4)}, "optim.warmup": {"choice": (5, 10)}}
     search = replace(search, spec=SearchSpec(space=space, trials=12, algorithm="optuna"))
     done = search.point({"data.groups_per_step": 2, "optim.warmup": 5})
@@ -211,10 +209,35 @@ def test_optuna_tries_no_point_twice(search: Search, tmp_path: Path) -> None:
 
 
 def test_optuna_draws_other_points_after_an_interruption(search: Search, tmp_path: Path) -> None:
-    pytest.importorskip("optuna", reason="needs the extra brainfoundry[tune]")
     search = replace(search, spec=replace(search.spec, algorithm="optuna"))
     study = study_folder(tmp_path)
-    first = search.suggested(search.optuna(study, {})[0].suggest("a"))
-    told = record(first.node.id, role="choice", chosen=first.chosen, validation={"val/dice_mean": 0.5})
-    again = search.suggested(search.optuna(study, {told.id: told})[0].suggest("a"))
-    assert abs(math.log(again.chosen["optim.lr"] / first.chosen["optim.lr"])) > 1e-3
+    point = search.drawn({"draw": 0})
+    told = record(point.node.id, role="choice", chosen=point.chosen, validation={"val/dice_mean": 0.5})
+    searchers = [search.optuna(study, known)[0] for known in ({}, {told.id: told})]
+    asks = [searcher.study.ask(searcher._space).params for searcher in searchers]
+    assert asks[0] != asks[1], "the sampler begins anew"
+
+
+def test_optuna_tries_a_point_again_that_failed_before_it_began(search: Search, tmp_path: Path) -> None:
+    search = replace(search, spec=replace(search.spec, algorithm="optuna"))
+    gone = replace(of(search, 0, None), state="failed", error="a node is gone")
+    searcher, left = search.optuna(study_folder(tmp_path), {gone.id: gone})
+    assert left == 6 and search.suggested(searcher.suggest("a")).node.id == gone.id
+
+
+def test_optuna_looks_elsewhere_until_the_space_is_exhausted(search: Search, tmp_path: Path) -> None:
+    """A sampler that has found a good place draws it again and again."""
+    space = {
+        "data.groups_per_step": {"randint": (1, 5)},
+        "optim.warmup": {"choice": (1, 2, 3)},
+        "data.subjects_per_group": {"choice": (1, 2)},
+    }
+    search = replace(search, spec=SearchSpec(space=space, trials=24, algorithm="optuna"))
+    searcher, _ = search.optuna(study_folder(tmp_path), {})
+    names = set()
+    for i in range(24):
+        found = searcher.suggest(str(i))
+        assert isinstance(found, dict), f"given up after {i} of 24 points"
+        names.add(search.suggested(found).node.id)
+        searcher.on_trial_complete(str(i), {SCORE: 1.0 if found["data.groups_per_step"] == 1 else 0.0})
+    assert len(names) == 24 and searcher.suggest("25") == "FINISHED"

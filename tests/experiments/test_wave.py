@@ -68,12 +68,17 @@ def test_what_the_user_must_mend_is_not_tried_again(tmp_path: Path, kind: type[E
     assert (made.state, made.error, made.chosen) == ("failed", "a crop of 5", {"optim.lr": 0.5})
 
 
-@pytest.mark.parametrize(("role", "state"), [("choice", "diverged"), ("trial", "failed")])
-def test_options_that_diverge_are_out_of_the_running(tmp_path: Path, role: Any, state: str) -> None:
+@pytest.mark.parametrize(("role", "state"), [("choice", "unfit"), ("trial", "failed")])
+@pytest.mark.parametrize(
+    "error", [DivergedError("the loss of step 3 is nan"), ConfigError("out of GPU memory")]
+)
+def test_options_that_do_not_train_are_out_of_the_running(
+    tmp_path: Path, role: Any, state: str, error: Exception
+) -> None:
     study = study_folder(tmp_path)
     work = work_of(study, "ft-a")
     one = trial(study, replace(work, node=replace(work.node, role=role)))
-    one._result.set_exception(DivergedError("the loss of step 3 is nan"))
+    one._result.set_exception(error)
     assert one.step() == {"state": state, PERCENT: 100.0, "done": True}
     made = read_record(study, "ft-a")
     assert (made.state, made.done) == (state, role == "choice")

@@ -102,8 +102,8 @@ def outcome(record: TrialRecord, by: str) -> str:
     """
     if record.state == "failed":
         return f"FAILED: {record.error}"
-    if record.state == "diverged":
-        return f"diverged, out of the running: {record.error}"
+    if record.state == "unfit":
+        return f"out of the running: {record.error}"
     parts = [record.state if record.state == "finished" else f"stopped early at step {record.steps}"]
     if by in record.metrics:
         parts.append(

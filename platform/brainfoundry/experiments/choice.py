@@ -1,7 +1,8 @@
 """Options of a trial that were picked on validation: of its choice nodes, those of the best mean score.
 
-All options are tried with the same budget. Those that made a training diverge, or whose network has no such
-score (nothing found, no distance), are out of the running. A record's test scores are never looked at.
+All options are tried with the same budget. Those that do not train (the loss diverges, the GPU is too
+small), or whose network has no such score (nothing found, no distance), are out of the running. A record's
+test scores are never looked at.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def undecided(node: Node, records: Mapping[str, TrialRecord]) -> str:
     running: dict[str, bool] = {}
     for name, options in node.chosen.items():
         record = records.get(name)
-        if record is None or record.state not in ("finished", "diverged"):
+        if record is None or record.state not in ("finished", "unfit"):
             return f"choice {name}, which is not finished"
         key = repr(sorted(options.items()))
         running[key] = running.get(key, True) and _score(node, record) is not None

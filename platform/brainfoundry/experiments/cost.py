@@ -26,7 +26,7 @@ from brainfoundry.experiments.calibration import (
 )
 from brainfoundry.experiments.node import Node, waves
 from brainfoundry.experiments.node import searched as prefix_of
-from brainfoundry.experiments.records import TrialRecord, named_after
+from brainfoundry.experiments.records import TrialRecord, by_run, named_after
 from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.config import TrainConfig
 from brainfoundry.training.finetune_config import FinetuneConfig
@@ -237,12 +237,8 @@ def estimate_study(
         config = node.config.in_steps(node.subjects)
         points = searched if node.role == "trial" and node.kind == "finetune" else 0
         tried = named_after(prefix_of(node.id), records) if points else {}
-        # By run: a trial that was searched for is the run of its best point.
-        spent = {
-            r.run_dir: r.device_hours
-            for r in (*tried.values(), *([record] if record is not None else []))
-            if r.device_hours is not None
-        }
+        made = by_run([*tried.values(), *([record] if record is not None else [])])
+        spent = [one.device_hours for one in made if one.device_hours is not None]
         rows.append(
             NodeCost(
                 node=node,
@@ -250,7 +246,7 @@ def estimate_study(
                 steps=config.optim.steps,
                 time=None if node.kind == "external" else known.step_time(config),
                 runs=max(0, points - sum(one.done for one in tried.values())) if points else 1,
-                spent_hours=sum(spent.values()) if spent else None,
+                spent_hours=sum(spent) if spent else None,
                 disk_gb=0.0 if node.kind == "external" else (points or 1) * _disk_gb(config, record),
             )
         )

@@ -16,7 +16,7 @@ import ray
 from ray import tune
 
 from brainfoundry.core import files, paths
-from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.errors import ClusterError, ConfigError
 from brainfoundry.experiments.axes import REPEATED, safe
 from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.capacity import at_once
@@ -25,8 +25,8 @@ from brainfoundry.experiments.freeze import freeze
 from brainfoundry.experiments.lock import driving
 from brainfoundry.experiments.mlflow_model import register
 from brainfoundry.experiments.mlflow_view import close_study, experiment_of, open_study
-from brainfoundry.experiments.node import Node, before, waves
-from brainfoundry.experiments.records import StudyFolder, TrialRecord, read_records
+from brainfoundry.experiments.node import Node, before, searched, waves
+from brainfoundry.experiments.records import StudyFolder, TrialRecord, by_run, named_after, read_records
 from brainfoundry.experiments.search import Search, require_optuna
 from brainfoundry.experiments.study import StudySpec
 from brainfoundry.experiments.wave import Make, Work, run_wave
@@ -98,6 +98,7 @@ class _Driver:
         self._spec, self._nodes, self._study, self._options = spec, nodes, study, options
         self._still_mine = check
         self._records = read_records(study.uri)
+        self._forget_unfit()
         self._check()
         todo = [node for node in nodes if node.kind != "external" and not self._done(node.id)]
         at_once([node.config for node in todo])  # each fits, before anything starts
@@ -126,13 +127,35 @@ class _Driver:
             outcome = self._outcome()
             self._register()
         finally:
-            self._close(outcome)
+            if self._mine():
+                self._close(outcome)
         return outcome
+
+    def _mine(self) -> bool:
+        try:
+            self._still_mine()
+        except ClusterError:
+            return False
+        return True
 
     # --- what runs
 
     def _done(self, name: str) -> bool:
         return name in self._records and self._records[name].done
+
+    def _forget_unfit(self) -> None:
+        """Options of which none trains are tried again: what all of them read may have been mended since."""
+        tried = [
+            {name: self._records[name] for name in node.chosen if name in self._records}
+            for node in self._nodes
+        ]
+        if self._spec.search is not None:
+            tried += [named_after(searched(node.id), self._records) for node in self._nodes]
+        for own in tried:
+            if own and all(record.state == "unfit" for record in own.values()):
+                for name in own:
+                    files.delete_file(self._study.record(name))
+                    self._records.pop(name, None)
 
     def _check(self) -> None:
         planned = {node.id for node in self._nodes}
@@ -223,6 +246,9 @@ class _Driver:
             what = f"search for {node.id}, {count} point(s)"
             self._run(what, make, cluster_of=node.config, **settings)
         search.table(self._records)
+        points = len(search.mine(self._records))
+        if points < search.spec.trials:
+            self._board.line(f"{points} of {search.spec.trials} points: the space has no others, as it seems")
         failed = search.failed(self._records)
         if failed:  # with what is left of its points, it would have had a smaller budget than others
             self._unsearched[node.id] = (
@@ -287,12 +313,11 @@ class _Driver:
 
     def _close(self, outcome: Outcome | None) -> None:
         trials = self._trials()
-        # By run: a trial that was searched for is the run of its best point.
-        known = {r.run_dir: r.device_hours for r in self._records.values() if r.device_hours is not None}
+        hours = [r.device_hours for r in by_run(self._records.values()) if r.device_hours is not None]
         metrics = {
             "trials_done": float(sum(r.done for r in trials)),
             "trials_failed": float(sum(not r.done for r in trials)),
-            **({"device_hours": sum(known.values())} if known else {}),
+            **({"device_hours": sum(hours)} if hours else {}),
         }
         close_study(
             self._uri, self._parent, title=self._spec.title, lines=_lines(trials, self._spec),

@@ -47,10 +47,8 @@ def freeze(
             )
     hashes = {name: identity_hash(ShardSet.open(uri).meta) for name, uri in sorted(cohorts.items())}
     places = {name: files.absolute(uri) for name, uri in sorted(cohorts.items())}
-    digests = {
-        name: hashlib.sha256(files.read_bytes(uri)).hexdigest()
-        for name, uri in sorted((weights or {}).items())
-    }
+    given = sorted((weights or {}).items())
+    digests = {name: hashlib.sha256(files.read_bytes(uri)).hexdigest() for name, uri in given}
     now: dict[str, Any] = {"study": spec.to_dict(), "manifests": hashes, "weights": digests}
     history: list[Any] = []
     if files.exists(study.frozen):

@@ -1,14 +1,14 @@
 """What came of each run of a study: one small JSON file, written once everything else of it is there.
 
 `STUDY/records/ID.json` is the commit mark of a node, and all that reports read of a run besides its score
-table, card and manifest. A node whose record says finished, stopped or diverged is done; one that failed is
+table, card and manifest. A node whose record says finished, stopped or unfit is done; one that failed is
 tried again when the study is submitted again.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -82,9 +82,9 @@ class TrialRecord:
     role: Literal["ancestor", "choice", "trial"]
     point: Mapping[str, Any]
     """Its value on every axis."""
-    state: Literal["finished", "failed", "stopped", "diverged"]
-    """stopped: given up early by the scheduler of a search. diverged: options that were only tried, and whose
-    loss was no longer finite; they are out of the running."""
+    state: Literal["finished", "failed", "stopped", "unfit"]
+    """stopped: given up early by the scheduler of a search. unfit: options that were only tried, and that do
+    not train (the loss was no longer finite, the run was refused or ran out of GPU memory)."""
     run_dir: str
     checkpoint: str | None = None
     """The one that was judged, and that others start from."""
@@ -147,6 +147,11 @@ def read_records(folder: str) -> dict[str, TrialRecord]:
     with ThreadPoolExecutor(_READERS) as pool:
         found = list(pool.map(lambda name: _read(files.join(where, name)), names))
     return {record.id: record for record in found}
+
+
+def by_run(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Each training once: a trial that was searched for is the run of its best point."""
+    return list({record.run_dir: record for record in records}.values())
 
 
 def named_after(prefix: str, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:

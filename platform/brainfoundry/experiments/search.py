@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import yaml
@@ -37,6 +38,8 @@ SEED = 0
 _STREAM = key_of("search")
 _DIGITS = 4
 """Significant digits of a drawn number: more would only make names and tables long."""
+_ENDLESS = 10_000
+"""Points from which on a space is not looked through for untried ones."""
 _FIRST_RUNG, _FACTOR = 12, 3
 """ASHA gives up two of three trials at 12 % and at 36 % of their steps."""
 
@@ -165,7 +168,7 @@ class Search:
         for name, distribution in self.spec.space.items():
             kind, bounds = next(iter(distribution.items()))
             if kind in ("uniform", "loguniform"):
-                space[name] = FloatDistribution(*bounds, log=kind == "loguniform")
+                space[name] = FloatDistribution(bounds[0], bounds[1], log=kind == "loguniform")
             elif kind == "randint":
                 space[name] = IntDistribution(bounds[0], bounds[1] - 1)
             else:
@@ -177,7 +180,8 @@ class Search:
         ]
         searcher = OptunaSearcher(
             space, self._name_of, metric=SCORE, mode="max" if self.higher else "min", seed=SEED + len(done),
-            done=scored, tried=done, first=self._begun(study, done),
+            done=scored, tried=done, first=self._unfinished(study, records, done),
+            points=_points(self.spec.space),
         )  # fmt: skip
         return searcher, max(0, self.spec.trials - len(done))
 
@@ -196,13 +200,18 @@ class Search:
                 found[name] = values.index(json.dumps(options[name]))
         return found
 
-    def _begun(self, study: StudyFolder, done: Mapping[str, TrialRecord]) -> list[dict[str, Any]]:
-        """Points whose training has begun and has no end, from their configurations."""
-        found = []
+    def _unfinished(
+        self, study: StudyFolder, records: Mapping[str, TrialRecord], done: Mapping[str, TrialRecord]
+    ) -> list[dict[str, Any]]:
+        """Points that failed, from their records; and that have begun and have no end, from their
+        configurations."""
+        failed = self.failed(records)
+        found = [self._parameters(record.chosen) for record in failed]
+        known = {*done, *(record.id for record in failed)}
         prefix = searched(self.base.id)
         for name in files.list_names(study.runs):
             uri = files.join(study.runs, name, "config.yaml")
-            if name.rpartition("-")[0] != prefix or name in done or not files.exists(uri):
+            if name.rpartition("-")[0] != prefix or name in known or not files.exists(uri):
                 continue
             config = yaml.safe_load(files.read_bytes(uri))
             options = {key: _dotted(config, key) for key in self.spec.space}
@@ -240,6 +249,19 @@ class Search:
             cells = ["-" if score is None else f"{score:.4f}", str(record.steps), record.state]
             table.add_row(*cells, *(str(record.chosen.get(name, "")) for name in self.spec.space))
         (console or Console(width=110)).print(table)
+
+
+def _points(space: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[dict[str, Any]]:
+    """Optuna's parameters of all points, shuffled; none where there are too many to look through, as in any
+    space with real numbers."""
+    kinds = [next(iter(distribution.items())) for distribution in space.values()]
+    if any(kind not in ("choice", "randint") for kind, _ in kinds):
+        return []
+    values = [range(len(b)) if kind == "choice" else range(b[0], b[1]) for kind, b in kinds]
+    if math.prod(map(len, values)) > _ENDLESS:
+        return []
+    found = [dict(zip(space, point, strict=True)) for point in product(*values)]
+    return sorted(found, key=lambda point: hash64_int(SEED, _STREAM, *point.values()))
 
 
 def _dotted(config: Mapping[str, Any], key: str) -> Any:

@@ -12,8 +12,9 @@ from typing import Annotated
 import tyro
 
 from brainfoundry.core import files, paths
-from brainfoundry.core.errors import ConfigError
+from brainfoundry.core.errors import ConfigError, DataError
 from brainfoundry.core.ray_session import connect
+from brainfoundry.experiments.axes import nearest
 from brainfoundry.experiments.board import outcome
 from brainfoundry.experiments.cohort import cohort_info
 from brainfoundry.experiments.cost import calibration_of, estimate_study, read_calibration
@@ -24,7 +25,7 @@ from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import read_records
 from brainfoundry.experiments.spec import load_study
-from brainfoundry.experiments.study import StudySpec
+from brainfoundry.experiments.study import CT, StudySpec
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.training.tracking.uri import resolve_uri
 
@@ -72,7 +73,7 @@ def study_job(config: StudyConfig) -> int:
     shards = cohorts_of(config, spec)
     infos = {name: cohort_info(ShardSet.open(uri)) for name, uri in shards.items()}
     storage = files.absolute(config.storage or str(paths.home() / "studies"))
-    weights = pairs("--weights", config.weights)
+    weights = weights_of(config, spec)
     nodes = plan_study(spec, infos, storage, weights=weights, only=_whole(config.only))
     folder = files.join(storage, spec.name)
     announce(spec, nodes, folder, config)
@@ -96,6 +97,26 @@ def cohorts_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:
     if not named and is_demo(spec):
         return demo_cohorts(spec, Path(paths.home()) / "demo", make=not config.dry_run)
     return {name: files.absolute(uri) for name, uri in named.items()}
+
+
+def weights_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:
+    """The files that were named.
+
+    Raises:
+        ConfigError: no trial starts from such weights.
+        DataError: there is no such file.
+    """
+    named = pairs("--weights", config.weights)
+    known = [chain[0] for chain in spec.inits.values() if chain == (CT,)]
+    for name, uri in named.items():
+        if name not in known:
+            raise ConfigError(
+                f"no trial of study {spec.name} starts from weights {name!r}",
+                fix=nearest(name, known, what="name") if known else "leave --weights out",
+            )
+        if not files.exists(uri):
+            raise DataError("there are no such weights", file=uri, fix=f"check --weights {name}=...")
+    return named
 
 
 def _whole(only: Sequence[str]) -> list[str]:

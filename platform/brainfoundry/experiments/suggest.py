@@ -13,8 +13,8 @@ from ray.tune.search import Searcher
 
 from brainfoundry.core.errors import ConfigError
 
-_ASKS = 200
-"""Draws in a row that were tried before, after which the space counts as exhausted."""
+_ASKS = 20
+"""Draws in a row that were tried before, after which an untried one is looked for."""
 
 
 class OptunaSearcher(Searcher):
@@ -26,6 +26,8 @@ class OptunaSearcher(Searcher):
         done: parameters and score of points that are known.
         tried: names of all points that are not to be suggested.
         first: parameters to suggest before all others.
+        points: all there are, where they can be counted, in the order in which they are tried when the
+            sampler draws nothing new.
         seed: of the sampler; another one after every interruption, or it would draw the same points again.
     """
 
@@ -40,16 +42,18 @@ class OptunaSearcher(Searcher):
         done: Iterable[tuple[Mapping[str, Any], float]] = (),
         tried: Iterable[str] = (),
         first: Sequence[Mapping[str, Any]] = (),
+        points: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         import optuna
 
         super().__init__(metric=metric, mode=mode)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._name_of, self._tried = dict(space), name_of, set(tried)
+        self._points = points
         self._fail = optuna.trial.TrialState.FAIL
         self._asked: dict[str, Any] = {}
         self.study = optuna.create_study(
-            direction={"max": "maximize", "min": "minimize"}[mode],
+            direction="maximize" if mode == "max" else "minimize",
             sampler=optuna.samplers.TPESampler(seed=seed),
         )
         for parameters, value in done:
@@ -59,16 +63,21 @@ class OptunaSearcher(Searcher):
             self.study.enqueue_trial(dict(parameters))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # as its docs say
-        """Parameters of a point that is new; Searcher.FINISHED where there seems to be none."""
-        for _ in range(_ASKS):
-            asked = self.study.ask(self._space)
-            name = self._name_of(asked.params)
-            if name not in self._tried:
-                self._tried.add(name)
-                self._asked[trial_id] = asked
-                return dict(asked.params)
-            self.study.tell(asked, state=self._fail)
-        return Searcher.FINISHED
+        """Parameters of a point that is new; Searcher.FINISHED where there is none."""
+        while True:
+            for _ in range(_ASKS):
+                asked = self.study.ask(self._space)
+                name = self._name_of(asked.params)
+                if name not in self._tried:
+                    self._tried.add(name)
+                    self._asked[trial_id] = asked
+                    return dict(asked.params)
+                self.study.tell(asked, state=self._fail)
+            # A sampler that has found a good place looks nowhere else.
+            untried = next((p for p in self._points if self._name_of(p) not in self._tried), None)
+            if untried is None:
+                return Searcher.FINISHED
+            self.study.enqueue_trial(dict(untried))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: who is given up early is the scheduler's to say."""

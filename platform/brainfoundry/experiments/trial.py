@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from brainfoundry.core import files
-from brainfoundry.core.errors import BrainFoundryError, DivergedError
+from brainfoundry.core.errors import BrainFoundryError, ConfigError, DivergedError
 from brainfoundry.experiments.capacity import cores
 from brainfoundry.experiments.node import Node, TestSet
 from brainfoundry.experiments.records import (
@@ -128,11 +128,11 @@ def failed(
     *,
     chosen: Mapping[str, Any] | None = None,
 ) -> TrialRecord:
-    """The record of a node that its problem stopped, written. Options that were only tried and made it
-    diverge have had their say."""
-    diverged = node.role == "choice" and isinstance(error, DivergedError)
+    """The record of a node that its problem stopped, written. Options that were only tried and do not train
+    have had their say: they lose."""
+    unfit = node.role == "choice" and isinstance(error, DivergedError | ConfigError)
     record = replace(
-        _begun(node, study, run_dir_of(config), chosen or {}), state="diverged" if diverged else "failed",
+        _begun(node, study, run_dir_of(config), chosen or {}), state="unfit" if unfit else "failed",
         error=error if isinstance(error, str) else one_line(error),
     )  # fmt: skip
     write_record(study, record)

@@ -12,6 +12,7 @@ import pytest
 
 from brainfoundry.experiments.axes import DEFAULTS
 from brainfoundry.experiments.records import TrialRecord
+from brainfoundry.experiments.report.answer import verdict
 from brainfoundry.experiments.report.compare import (
     corrected,
     difference,
@@ -23,6 +24,7 @@ from brainfoundry.experiments.report.compare import (
 from brainfoundry.experiments.report.results import StudyResults, Trial
 from brainfoundry.experiments.report.tables_grid import arms_of, comparators
 from brainfoundry.experiments.stats import mean_interval
+from brainfoundry.experiments.study import PrimarySpec
 from brainfoundry.tasks.scores import ScoreTable
 from tests.experiments.report.builders import FEW_SHOT, study, write_study
 
@@ -274,3 +276,38 @@ def test_arms_are_ranked_in_the_same_repetitions() -> None:
     found = in_same_repetitions({"a": draws[0, 1, 2], "under way": draws[0, 1]})
     assert [len(of) for of in found.values()] == [2, 2]
     assert in_same_repetitions({}) == {}
+
+
+def test_the_verdict_on_a_distance_is_not_in_favour_of_finding_less() -> None:
+    far = RNG.uniform(4.0, 8.0, 60)
+    near = far - RNG.uniform(0.5, 1.5, 60)
+    near[:20] = math.nan
+    whole = distances(far.tolist(), far.tolist())
+    fewer = distances(near.tolist(), np.where(np.isnan(near), 374.0, near).tolist())
+    primary = PrimarySpec(metric="hd95_et", axis="init", arms=("scratch", "stage1"))
+    for arm, other in ((fewer, whole), (whole, fewer)):
+        found = difference([arm], [other], "hd95_et")
+        assert found is not None and found.flattered and not found.clear
+        assert "no longer where a missed region counts" in verdict(found, primary)
+        assert "in favour" not in verdict(found, primary)
+
+
+def test_it_is_said_what_was_repeated() -> None:
+    seeds = [trial(BASE + 0.01 * seed, seed=seed) for seed in range(3)]
+    found = difference(seeds, [trial(BASE, seed=seed) for seed in range(3)], "dice")
+    assert found is not None and found.draws is not None
+    assert found.draws.covers.startswith("Covers repeated fine-tuning")
+    assert "how subsets of labels and pretraining seeds differ is not covered" in found.draws.covers
+    assert found.warnings[0].startswith("3 seeds:")
+
+
+def test_as_many_trials_as_the_same_repetitions_allow() -> None:
+    def arm(*draws: int) -> Any:
+        return keyed([trial(BASE, draw=draw) for draw in draws], "dice")
+
+    # One that has just begun does not drag the others down to its only draw.
+    found = in_same_repetitions({"a": arm(0, 1, 2, 3, 4), "b": arm(0, 1, 2, 3), "c": arm(0)})
+    assert {name: len(of) for name, of in found.items()} == {"a": 4, "b": 4}
+    found = in_same_repetitions({"a": arm(0, 1, 2), "b": arm(0, 1, 2), "c": arm(4)})
+    assert {name: len(of) for name, of in found.items()} == {"a": 3, "b": 3}
+    assert in_same_repetitions({"a": arm(0), "b": arm(1)}) == {}

@@ -94,7 +94,9 @@ def _told(found: Difference) -> str:
     e = found.estimate
     sample = f"{e.n:,} test subject{'' if e.n == 1 else 's'}"
     if found.draws is not None:
-        sample = f"{found.draws.draws} draws × {sample}" if found.draws.draws > 1 else sample
+        sample = (
+            f"{found.draws.draws} {found.draws.repeated}s × {sample}" if found.draws.draws > 1 else sample
+        )
         sample = f"{found.draws.seeds} pretraining seeds × {sample}" if found.draws.seeds > 1 else sample
     return f"{number(e.value, digits_of(e, 3), signed=True)} ({interval(e) or 'no interval'}), {sample}"
 
@@ -115,6 +117,8 @@ def verdict(found: Difference, primary: PrimarySpec) -> str:
         elif smallest:
             said += f", and differences of interest (±{smallest:g}) are not ruled out"
         return f"{said}{power}."
+    if found.flattered:
+        return f"the interval leaves out 0, but no longer where a missed region counts as far away{power}."
     side = "above" if e.low > 0 else "below"
     better = (e.low > 0) == higher_is_better(primary.metric)
     said = f"the interval lies {side} 0, in favour of {primary.arms[1] if better else primary.arms[0]}"

@@ -7,9 +7,10 @@ of a draw, draws of a fold) are no further independent ones: they are averaged, 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from brainfoundry.experiments.report.cells import Estimate
 from brainfoundry.experiments.report.results import Repeat, Trial
 from brainfoundry.experiments.stats import (
     Comparison,
+    Repeated,
     TwoLevel,
     bounds_of,
     holm,
@@ -57,12 +59,19 @@ class Difference:
         test: Wilcoxon's test and effect sizes, on the mean over the draws of every subject.
         draws: what the two-level analysis says; None with one draw.
         better: the interval leaves out 0 on the better side; with `corrected`, Holm's p is small too.
+        flattered: the interval leaves out 0, and not with missed regions counted.
     """
 
     estimate: Estimate
     test: Comparison
     draws: TwoLevel | None
     better: bool
+    flattered: bool = False
+
+    @property
+    def clear(self) -> bool:
+        """Whether there is a difference: the interval leaves out 0, also with missed regions counted."""
+        return (self.estimate.low > 0 or self.estimate.high < 0) and not self.flattered
 
     @property
     def detectable(self) -> float | None:
@@ -100,34 +109,45 @@ def _complete(found: Keyed) -> Keyed:
     return {key: scores for key, scores in found.items() if key[0] == fullest}
 
 
-def outermost(found: Keyed) -> Keyed:
-    """The mean within each of the outermost repetitions that differ: folds, else draws, else seeds."""
+def outermost(found: Keyed) -> tuple[Keyed, Repeated]:
+    """The mean within each of the outermost repetitions that differ: folds, else draws, else seeds; and which
+    of them it is."""
     repeats = {key: _repeat(key) for key in found}
-    level = next(
-        (f.name for f in fields(Repeat) if len({getattr(r, f.name) for r in repeats.values()}) > 1), "seed"
-    )
+    levels: tuple[Repeated, ...] = ("fold", "draw", "seed")
+    level: Repeated = "draw"
+    for name in levels:
+        if len({getattr(repeat, name) for repeat in repeats.values()}) > 1:
+            level = name
+            break
     inner: dict[Any, list[Scores]] = defaultdict(list)
     for key, scores in found.items():
         outer = getattr(repeats[key], level)
         inner[(key[0], outer) if isinstance(key, tuple) else outer].append(scores)
-    return {
-        key: {s: float(np.mean([of[s] for of in same])) for s in set.intersection(*map(set, same))}
-        for key, same in inner.items()
-    }
+    return {key: _mean_of(same) for key, same in inner.items()}, level
+
+
+def _mean_of(same: Sequence[Scores]) -> Scores:
+    """Of every subject; NaN where one lacks it."""
+    if len(same) == 1:
+        return same[0]
+    subjects = sorted(set().union(*same))
+    return {s: float(np.mean([of.get(s, math.nan) for of in same])) for s in subjects}
 
 
 def in_same_repetitions(arms: Mapping[str, Keyed]) -> dict[str, Keyed]:
-    """The arms that have all the repetitions of the one with the most, each in these.
+    """Arms by the same repetitions, or an arm would stand out by its draws: as many trials as that allows.
 
-    Where that is one arm alone, all arms in what they share: an arm must not stand out by its draws.
+    An arm that lacks one of these repetitions is left out.
     """
-    repeats = {arm: {_repeat(key) for key in found} for arm, found in arms.items()}
-    most = max(repeats.values(), key=len, default=set())
-    kept = [arm for arm in arms if repeats[arm] >= most]
-    if len(kept) < 2 and len(arms) > 1:
-        kept, most = list(arms), set.intersection(*repeats.values())
-    found = {arm: {key: of for key, of in arms[arm].items() if _repeat(key) in most} for arm in kept}
-    return {arm: of for arm, of in found.items() if of}
+    repeats = {arm: frozenset(map(_repeat, found)) for arm, found in arms.items()}
+    choices = {one & other for one in repeats.values() for other in repeats.values()}
+    kept = {shared: [arm for arm in arms if repeats[arm] >= shared] for shared in choices if shared}
+    if len(arms) > 1:  # nothing can be seen of an arm alone
+        kept = {shared: names for shared, names in kept.items() if len(names) > 1}
+    if not kept:
+        return {}
+    best = max(kept, key=lambda shared: (len(kept[shared]) * len(shared), sorted(shared)))
+    return {arm: {key: of for key, of in arms[arm].items() if _repeat(key) in best} for arm in kept[best]}
 
 
 def _repeat(key: Any) -> Repeat:
@@ -136,13 +156,13 @@ def _repeat(key: Any) -> Repeat:
 
 def repetitions(trials: Sequence[Trial], metric: str) -> list[float]:
     """The mean over the test subjects, one a repetition, in their order."""
-    found = outermost(keyed(trials, metric))
+    found, _ = outermost(keyed(trials, metric))
     return [float(np.nanmean(list(found[key].values()))) for key in sorted(found)]
 
 
 def estimate(trials: Sequence[Trial], metric: str) -> tuple[Estimate, tuple[str, ...]] | None:
     """The mean of an arm with its interval, and warnings about it; None where no subject has a value."""
-    found = outermost(keyed(trials, metric))
+    found, repeated = outermost(keyed(trials, metric))
     bounds = bounds_of(metric)
     if len(found) == 1:
         one = mean_interval(next(iter(found.values())), bounds=bounds)
@@ -152,7 +172,7 @@ def estimate(trials: Sequence[Trial], metric: str) -> tuple[Estimate, tuple[str,
         return told, (one.warning,) if one.warning else ()
     if not found or not _anybody(found):
         return None
-    many = two_level(found)
+    many = two_level(found, repeated=repeated)
     low, high = np.clip((many.low, many.high), *bounds)
     told = Estimate(
         value=many.difference, low=float(low), high=float(high), n=many.subjects, draws=len(found),
@@ -167,7 +187,7 @@ def difference(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str) -
     a, b = keyed(arm, metric), keyed(comparator, metric)
     if not a or not b:
         return None
-    pairs = outermost(_pairs(a, b))
+    pairs, repeated = outermost(_pairs(a, b))
     higher = higher_is_better(metric)
     if not pairs or not _anybody(pairs):
         return None
@@ -178,28 +198,30 @@ def difference(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str) -
         said, low, high, draws = None, test.low, test.high, 1
         value, n, sd = test.difference, test.n, float("nan")
     else:
-        said = two_level(pairs)
+        said = two_level(pairs, repeated=repeated)
         value, low, high, n, draws = said.difference, said.low, said.high, said.subjects, len(pairs)
         sd = said.sd_between_draws
     least, most = bounds_of(metric)  # no difference is greater than the metric's range
     low, high = (float(end) for end in np.clip((low, high), least - most, most - least))
     better = low > 0 if higher else high < 0
-    if better and not higher:
-        better = _also_where_missed(arm, comparator, metric)
+    flattered = (low > 0 or high < 0) and _flattered(arm, comparator, metric, above=low > 0)
+    better = better and not flattered
     told = Estimate(value=value, low=low, high=high, n=n, draws=draws, sd=sd, better=better, signed=True)
-    return Difference(estimate=told, test=test, draws=said, better=better)
+    return Difference(estimate=told, test=test, draws=said, better=better, flattered=flattered)
 
 
-def _also_where_missed(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str) -> bool:
-    """Whether an arm with the smaller distance has it too where a region that it missed counts as far away.
+def _flattered(arm: Sequence[Trial], comparator: Sequence[Trial], metric: str, *, above: bool) -> bool:
+    """Whether there is no such difference of distances once a missed region counts as far away.
 
     A distance is only known for what both arms found: by that alone, finding less would be better.
     """
     counted = f"{metric}_challenge"
-    if not all(trial.scores is not None and counted in trial.scores.metrics for trial in (*arm, *comparator)):
-        return True
+    if higher_is_better(metric) or not all(
+        trial.scores is not None and counted in trial.scores.metrics for trial in (*arm, *comparator)
+    ):
+        return False
     found = difference(arm, comparator, counted)
-    return found is not None and found.better
+    return found is None or not (found.estimate.low > 0 if above else found.estimate.high < 0)
 
 
 def corrected(family: Sequence[Difference]) -> list[Difference]:

@@ -145,10 +145,15 @@ def _share_label(share: float, points: Sequence[Point]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One difference of a forest plot: arm minus comparator."""
+    """One difference of a forest plot: arm minus comparator.
+
+    Args:
+        clear: drawn filled: its interval leaves out 0.
+    """
 
     label: str
     estimate: Estimate
+    clear: bool
 
 
 def difference_figure(
@@ -173,7 +178,7 @@ def difference_figure(
     for i, bar in enumerate(bars):
         e = bar.estimate
         look = style(0)
-        filled = look.colour if (e.low > 0 or e.high < 0) else "white"
+        filled = look.colour if bar.clear else "white"
         if not math.isnan(e.low):
             axes.plot([e.low, e.high], [i, i], color=look.colour, linewidth=1.6, solid_capstyle="butt")
         axes.plot(e.value, i, "o", color=look.colour, markerfacecolor=filled, markersize=5.5, zorder=3)

@@ -133,7 +133,11 @@ def differences(study: Study) -> Picture | None:
     bases = dict.fromkeys(base.name for _, base, _ in compared)
     alone = len(bases) == 1
     bars = [
-        Bar(label=arm.name if alone else f"{arm.name} minus {base.name}", estimate=made.estimate)
+        Bar(
+            label=arm.name if alone else f"{arm.name} minus {base.name}",
+            estimate=made.estimate,
+            clear=made.clear,
+        )
         for arm, base, made in compared
     ]
     smallest = primary.smallest_effect if primary is not None else None
@@ -168,7 +172,7 @@ def _scores(study: Study, metric: str, limit: int) -> tuple[dict[str, dict[str, 
     for name, scores in list(alike.items())[:limit]:
         subjects = sorted(set.intersection(*(set(of) for of in scores.values())))
         found[name] = {s: float(np.mean([of[s] for of in scores.values()])) for s in subjects}
-    return found, f" Left out, with fewer repetitions: {'; '.join(fewer)}." if fewer else ""
+    return found, f" Left out, without all of the same repetitions: {'; '.join(fewer)}." if fewer else ""
 
 
 def _condition(study: Study) -> str:

@@ -23,7 +23,7 @@ BOLD = (
 )
 DISTANCES = (
     "A distance is known where truth and prediction both have the region. It is bold only where it is also "
-    "the smaller one with a region that was missed counted as far away as the challenge does."
+    "the smaller one with a region that was missed counted as far away (374 mm), as the challenge does."
 )
 EVERYTHING = "all trials"
 """Name of the only row of a study that varies nothing."""
@@ -85,9 +85,7 @@ def grid_table(study: Study, grid: Grid) -> Table:
     cost = _cost(study, grid.arms) if grid.with_cost else []
     notes = list(grid.notes)
     if grid.comparators.of and any(cell.measured is not None for cell in cells):
-        notes.insert(0, BOLD.format(comparator=grid.comparators.said))
-        if any("hd95" in column.metric for column in grid.columns):
-            notes.insert(1, DISTANCES)
+        notes[:0] = bold_notes(grid.comparators, [column.metric for column in grid.columns])
     if any(cell.published for cell in cells):
         notes.append(KINDS)
     if cost:
@@ -98,6 +96,12 @@ def grid_table(study: Study, grid: Grid) -> Table:
         columns=(*names, *dict.fromkeys(cell.column for cell in cost)), cells=(*cells, *cost),
         notes=tuple(dict.fromkeys(notes)), published_rows=grid.published_rows,
     )  # fmt: skip
+
+
+def bold_notes(against: Comparators, metrics: Sequence[str]) -> list[str]:
+    """What bold type means in a table of these metrics."""
+    distances = [DISTANCES] if any("hd95" in metric for metric in metrics) else []
+    return [BOLD.format(comparator=against.said), *distances]
 
 
 def _cell(study: Study, grid: Grid, arm: Arm, column: Column) -> Cell:

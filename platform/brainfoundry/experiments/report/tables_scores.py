@@ -14,13 +14,13 @@ from brainfoundry.experiments.report.compare import Arm, Difference, corrected, 
 from brainfoundry.experiments.report.figures_style import metric_name
 from brainfoundry.experiments.report.results import Study
 from brainfoundry.experiments.report.tables_grid import (
-    BOLD,
     EVERYTHING,
     KINDS,
     Column,
     Comparators,
     Grid,
     arms_of,
+    bold_notes,
     cell_of,
     comparators,
     grid_table,
@@ -203,7 +203,7 @@ def few_shot_table(study: Study, *, each_draw: bool = True) -> Table:
         cells.append(Cell(row=row, column=column, measured=one.estimate, notes=one.warnings))
     notes = [*study.spec.notes, *_FEW_SHOT_NOTES]
     if against.of:
-        notes.insert(0, BOLD.format(comparator=against.said))
+        notes[:0] = bold_notes(against, [metric])
     if any(cell.published for cell in cells):
         notes += [
             *TABLE_NOTES.get("9", ()),

@@ -9,7 +9,7 @@ import numpy as np
 
 from brainfoundry.experiments.axes import REPEATED
 from brainfoundry.experiments.published import published
-from brainfoundry.experiments.records import TrialRecord
+from brainfoundry.experiments.records import TrialRecord, by_run
 from brainfoundry.experiments.report.cells import Cell, Table, number, table_of
 from brainfoundry.experiments.report.compare import Arm, Difference, corrected, difference
 from brainfoundry.experiments.report.figures_style import metric_name
@@ -103,7 +103,7 @@ def cost_table(study: Study) -> Table | None:
         mine = [r for r in of_trials if all(r.point.get(axis) == value for axis, value in arm.where.items())]
         if mine:
             rows.append((f"trials: {arm.name}", mine))
-    rows.append(("everything", list(study.records.values())))
+    rows.append(("everything", by_run(study.records.values())))
     cells: list[Cell] = []
     for row, records in rows:
         cells += _cost(row, records)

@@ -8,7 +8,7 @@ Pure functions of numbers. The coverage of every interval was measured by simula
     few = two_level(paired_draws(stage1, scratch))                   # {draw: {subject: value}} of both arms
 """
 
-from brainfoundry.experiments.stats.draws import TwoLevel, paired_draws, two_level
+from brainfoundry.experiments.stats.draws import Repeated, TwoLevel, paired_draws, two_level
 from brainfoundry.experiments.stats.groups import GroupRow, by_group
 from brainfoundry.experiments.stats.paired import Comparison, holm, paired_difference
 from brainfoundry.experiments.stats.ranks import RankStability, rank_stability
@@ -21,6 +21,7 @@ __all__ = [
     "GroupRow",
     "Interval",
     "RankStability",
+    "Repeated",
     "Repeats",
     "TwoLevel",
     "bounds_of",

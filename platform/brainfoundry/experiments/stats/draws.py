@@ -32,7 +32,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -47,6 +47,13 @@ SEED, SAMPLES = 0, 2000
 ENOUGH = 5
 """Draws from which on the interval covers 94 to 96 % (93.6 at the least, with heavily skewed subjects)."""
 _STREAM = key_of("two-level bootstrap")
+
+Repeated = Literal["draw", "seed", "fold"]
+_COVERS: Mapping[Repeated, str] = {
+    "draw": "subsets of labels",
+    "seed": "repeated fine-tuning (order, crops, new weights)",
+    "fold": "training folds (which overlap)",
+}
 
 K = TypeVar("K", bound=Hashable)
 
@@ -63,6 +70,7 @@ class TwoLevel:
             with 80 % power at alpha 0.05.
         df: Satterthwaite's degrees of freedom.
         draws: in each pretraining seed.
+        repeated: what they are: subsets of labels, fine-tunings alone, or training folds.
         subjects: those with a difference in every draw.
         seeds: pretraining seeds; with one, their spread is not covered.
         by_seed: the mean difference of each of them.
@@ -83,6 +91,7 @@ class TwoLevel:
     by_seed: tuple[float, ...]
     left_out: int
     warning: str
+    repeated: Repeated = "draw"
 
     @property
     def significant(self) -> bool:
@@ -92,14 +101,12 @@ class TwoLevel:
     @property
     def covers(self) -> str:
         """What the interval speaks of, as a sentence."""
-        if self.draws == 1:
-            return (
-                f"Covers {self.seeds} pretraining seeds and test subjects; how subsets of labels differ is "
-                "not covered."
-            )
-        if self.seeds > 1:
-            return f"Covers subsets of labels, test subjects and {self.seeds} pretraining seeds."
-        return "Covers subsets of labels and test subjects; how pretraining seeds differ is not covered."
+        seen = [_COVERS[self.repeated]] if self.draws > 1 else []
+        seen += [f"{self.seeds} pretraining seeds"] if self.seeds > 1 else []
+        unseen = [] if self.draws > 1 and self.repeated == "draw" else ["subsets of labels"]
+        unseen += [] if self.seeds > 1 else ["pretraining seeds"]
+        open_ = f"; how {' and '.join(unseen)} differ is not covered" if unseen else ""
+        return f"Covers {', '.join(seen)} and test subjects{open_}."
 
 
 def paired_draws(
@@ -126,7 +133,11 @@ def paired_draws(
 
 
 def two_level(
-    differences: np.ndarray | Mapping[Any, Mapping[str, float]], *, seed: int = SEED, samples: int = SAMPLES
+    differences: np.ndarray | Mapping[Any, Mapping[str, float]],
+    *,
+    repeated: Repeated = "draw",
+    seed: int = SEED,
+    samples: int = SAMPLES,
 ) -> TwoLevel:
     """The mean paired difference with its interval over draws and test subjects (and pretraining seeds).
 
@@ -134,6 +145,7 @@ def two_level(
         differences: [draw, subject] or [pretraining seed, draw, subject]; or the same by key, draw or
             (pretraining seed, draw) -> subject -> difference (`paired_draws`). NaN is undefined: that
             subject is left out of all draws.
+        repeated: what the draws are, for what is said of the interval.
         seed: of the bootstrap.
 
     Raises:
@@ -150,7 +162,7 @@ def two_level(
     if max(draws, seeds) > 1 and subjects > 1:
         x = x_KDS.reshape([n for n in (seeds, draws) if n > 1] + [subjects])
         low, high, se, df = map(float, crossed_interval(x, levels=x.ndim, seed=seed, samples=samples))
-        warning = _warning(draws, seeds)
+        warning = _warning(draws, seeds, repeated)
     x_DS = x_KDS.mean(axis=0)
     return TwoLevel(
         difference=float(x_KDS.mean()), low=low, high=high,
@@ -158,6 +170,7 @@ def two_level(
         sd_within=math.sqrt(x_KDS.var(axis=2, ddof=1).mean()) if subjects > 1 else math.nan,
         mdd=detectable(df) * se, df=df, draws=draws, subjects=subjects, seeds=seeds,
         by_seed=tuple(x_KDS.mean(axis=(1, 2)).tolist()), left_out=left_out, warning=warning,
+        repeated=repeated,
     )  # fmt: skip
 
 
@@ -180,8 +193,8 @@ def _array(differences: np.ndarray | Mapping[Any, Mapping[str, float]]) -> np.nd
     ).reshape(len(seeds), len(draws), len(subjects))
 
 
-def _warning(draws: int, seeds: int) -> str:
-    only, what = (seeds, "pretraining seeds") if draws == 1 else (draws, "draws")
+def _warning(draws: int, seeds: int, repeated: Repeated) -> str:
+    only, what = (seeds, "pretraining seeds") if draws == 1 else (draws, f"{repeated}s")
     if only < ENOUGH:
         return (
             f"{only} {what}: the interval of fewer than {ENOUGH} is too short (measured coverage 87 to 95 %)"
