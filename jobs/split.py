@@ -99,6 +99,9 @@ class SplitConfig:
     """Write the folds as a table subject_id,fold."""
     write_few_shot: str | None = None
     """Write the few-shot subsets as a table share,draw,subject_id."""
+    replace: bool = False
+    """Deal a shard set anew that is split already. Runs and studies on it are refused from then on, and who
+    was tested may be trained on: to keep both, split a copy of the folder."""
     check: bool = False
     """Only hold the split against its record: exit status 1 where they differ."""
     dry_run: bool = False
@@ -118,6 +121,7 @@ def main(config: SplitConfig) -> int:
 
     # --- who goes where
     parts, record, notes = choose(config, manifest, columns)
+    refuse_to_replace(config, manifest, record)
     rows = [placed(row, parts) for row in manifest.rows()]
     strata = strata_of(
         people_of(rows), config.stratify, bands=config.age_bands, smallest=config.min_stratum, columns=columns
@@ -159,6 +163,22 @@ def main(config: SplitConfig) -> int:
         write_few_shot(config.write_few_shot, subsets)
         print(f"few-shot subsets, {len(subsets):,}: {config.write_few_shot}")
     return 0
+
+
+def refuse_to_replace(config: SplitConfig, manifest: Manifest, record: dict[str, Any]) -> None:
+    """Refuse (ConfigError) to lose the split, or the few-shot subsets, that a shard set has on record."""
+    before = manifest.meta.splits
+    if not (config.shards and before) or config.replace:
+        return
+    lost = [] if before.get("parts_sha256") == record.get("parts_sha256") else ["split"]
+    lost += ["few-shot subsets"] if before.get("few_shot") and not record.get("few_shot") else []
+    if lost:
+        sizes = ", ".join(f"{n:,} {name}" for name, n in before.get("sizes", {}).items())
+        raise ConfigError(
+            f"the shard set has another {' and '.join(lost)} already ({sizes}), which this would replace",
+            file=config.shards,
+            fix="split a copy of the folder, or add --replace: what began on the old split is then refused",
+        )
 
 
 def choose(

@@ -257,3 +257,20 @@ def test_few_shot_of_the_conversions_own_split(split: Split, tmp_path: Path, cap
     write_manifest(uri, [replace(row, split=by_subject[row.subject]) for row in rows], meta())
     assert split("--manifest", uri, "--out", out, "--few-shot", "50,100") == 0
     assert split("--manifest", out, "--check") == 0, capsys.readouterr().out
+
+
+def test_a_split_is_not_lost_by_the_way(split: Split, small_shards: str, tmp_path: Path, capsys) -> None:
+    shards = str(tmp_path / "set")
+    shutil.copytree(small_shards, shards)
+    first = ("--shards", shards, "--test", "2", "--few-shot", "50,100")
+    assert split(*first) == 0
+    before = read_manifest(manifest_uri(shards)).hash
+    capsys.readouterr()
+    for lost in (("--folds", "2"), ("--test", "2"), ("--test", "3", "--few-shot", "50,100")):
+        assert split("--shards", shards, *lost) == 2
+        said = capsys.readouterr().err
+        assert "already" in said and "2 test" in said and "add --replace" in said
+    assert read_manifest(manifest_uri(shards)).hash == before
+    assert split(*first) == 0  # the same again finishes one that was interrupted
+    assert split("--shards", shards, "--few-shot", "25,50,100") == 0  # more is no loss
+    assert split("--shards", shards, "--folds", "2", "--replace") == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from brainfoundry.cohorts.manifest import read_manifest
 from brainfoundry.core.errors import ConfigError
@@ -14,6 +15,9 @@ from brainfoundry.store.meta import manifest_uri
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.tasks import load_task
 from brainfoundry.training.runs import identity_hash
+
+_SETTINGS = ("test", "val", "folds", "val_fold", "test_fold", "seed")
+"""Of `jobs/split.py`, that are numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,8 @@ class CohortInfo:
     shares: tuple[float, ...] = ()
     """Per cent, of its few-shot recipe."""
     draws: int = 0
+    split: Mapping[str, Any] = field(default_factory=dict)
+    """Its record (`cohorts.splits`)."""
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -67,22 +73,23 @@ class CohortInfo:
         raise ConfigError(
             f"nobody outside the test set is in fold {fold}",
             file=self.uri,
-            fix=f"choose one of the folds {there}"
-            if there
-            else f"jobs/split.py --shards {self.uri} --folds 5",
+            fix=f"choose one of the folds {there}" if there else self.split_command(folds="5"),
         )
 
-    def check_share(self, share: float, draw: int) -> None:
-        """Refuse (ConfigError) a few-shot subset that the shard set's recipe does not have."""
+    def check_share(self, share: float, draw: int, also: Collection[float] = ()) -> None:
+        """Refuse (ConfigError) a few-shot subset that the shard set's recipe does not have.
+
+        Args:
+            also: what else is needed, for the command that would make them.
+        """
         if share == 100 or (share in self.shares and draw < self.draws):
             return
-        shares = sorted({*self.shares, share, 100})
         there = ", ".join(f"{s:g}" for s in self.shares)
         raise ConfigError(
             f"no few-shot subset of {share:g} %, draw {draw}: there are "
             + (f"{there} %, draws 0 to {self.draws - 1}" if there else "none"),
             file=self.uri,
-            fix=f"jobs/split.py --shards {self.uri} --few-shot {','.join(f'{s:g}' for s in shares)} "
+            fix=f"jobs/split.py --shards {self.uri} {self._few_shot((*self.shares, *also, share, 100))} "
             f"--draws {max(self.draws, draw + 1)}",
         )
 
@@ -115,8 +122,31 @@ class CohortInfo:
             raise ConfigError(
                 "nobody is in the test split, on which the study's trials are scored",
                 file=self.uri,
-                fix=f"jobs/split.py --shards {self.uri} --test 0.2 --val 0.1",
+                fix=self.split_command(test="0.2", val="0.1"),
             )
+
+    def split_command(self, **wanted: str) -> str:
+        """The command that splits the set as it is split, and what is wanted too."""
+        made = str(self.split.get("method", ""))
+        if made not in ("", "dealt", "conversion"):  # a list from elsewhere knows no other parts
+            flags = " ".join(f"--{name} {value}" for name, value in wanted.items())
+            return f"deal a copy of the folder, which is split by {made}: jobs/split.py --shards COPY {flags}"
+        if made == "dealt":
+            kept = {name: self.split.get(name) for name in _SETTINGS}
+        else:
+            parts = self.subjects.items()
+            kept = {name: sum(n for (own, _), n in parts if own == name) for name in ("test", "val")}
+        settings = {**wanted, **{name: f"{value}" for name, value in kept.items() if value}}
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+        if self.split.get("stratify"):
+            flags += f" --stratify {','.join(self.split['stratify'])}"
+        if self.shares:
+            flags += f" {self._few_shot(self.shares)} --draws {self.draws}"
+        again = " --replace, on a copy of the folder where runs on it are to go on" if self.split else ""
+        return f"jobs/split.py --shards {self.uri} {flags}{again}"
+
+    def _few_shot(self, shares: Collection[float]) -> str:
+        return f"--few-shot {','.join(f'{share:g}' for share in sorted(set(shares)))}"
 
 
 def cohort_info(shards: ShardSet) -> CohortInfo:
@@ -129,7 +159,8 @@ def cohort_info(shards: ShardSet) -> CohortInfo:
     columns = (shards.index[name].to_pylist() for name in ("subject", "split", "fold"))
     for subject, split, fold in zip(*columns, strict=True):
         people[split or "", fold].add(subject)
-    recipe = read_manifest(manifest_uri(shards.uri)).meta.splits.get("few_shot") or {}
+    record = read_manifest(manifest_uri(shards.uri)).meta.splits
+    recipe = record.get("few_shot") or {}
     return CohortInfo(
         uri=shards.uri,
         cohort=shards.meta.cohort,
@@ -140,4 +171,5 @@ def cohort_info(shards: ShardSet) -> CohortInfo:
         subjects={part: len(who) for part, who in people.items()},
         shares=tuple(recipe.get("shares", ())),
         draws=int(recipe.get("draws", 0)),
+        split=record,
     )

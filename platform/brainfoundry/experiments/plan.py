@@ -87,6 +87,7 @@ class _Planner:
         self._nodes: dict[str, Node] = {}
         self._tests: dict[str, TestSet] = {}
         self._configs: dict[str, Any] = {}
+        self._shares = {point["share"] for point in spec.points()}
 
     def nodes(self) -> tuple[Node, ...]:
         """All of them by depth, pretraining guarded against the test sets of what comes of it."""
@@ -136,7 +137,7 @@ class _Planner:
         fold = own["fold"] if of_task else None
         share, draw = (own["share"], own["draw"]) if labelled else (100, 0)
         info.check_fold(fold)
-        info.check_share(share, draw)
+        info.check_share(share, draw, self._shares)
         config = self._config(PRETRAIN, stage, {})
         config = replace(
             config,
@@ -170,7 +171,7 @@ class _Planner:
         info = self._cohort(run, point["modalities"])
         info.check_task(spec.task)
         info.check_fold(point["fold"])
-        info.check_share(point["share"], point["draw"])
+        info.check_share(point["share"], point["draw"], self._shares)
         test = TestSet(shards=info.uri, fold=point["fold"] if spec.test == "fold" else None)
         if test.fold is None:
             info.check_test()
@@ -254,8 +255,7 @@ class _Planner:
                 f"study {self._spec.name} chooses options by validation, and nobody but the test set is held "
                 "out",
                 file=info.uri,
-                fix=f"give the cohort a val split (jobs/split.py --shards {info.uri} --val 0.1), or leave "
-                "choose out",
+                fix=f"give the cohort a val split: {info.split_command(val='0.1')}; or leave choose out",
             )
 
     # --- what both need

@@ -23,6 +23,7 @@ from rich.table import Table
 from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64_int, key_of
+from brainfoundry.experiments.cohort import cohort_info
 from brainfoundry.experiments.node import Node, searched
 from brainfoundry.experiments.recipes import with_options
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, named_after
@@ -99,7 +100,7 @@ class Search:
             raise ConfigError(
                 f"{self.base.id} is searched for by validation, and nobody but the test set is held out",
                 file=shards.uri,
-                fix=f"give the cohort a val split (jobs/split.py --shards {shards.uri} --val 0.1)",
+                fix=f"give the cohort a val split: {cohort_info(shards).split_command(val='0.1')}",
             )
 
     def point(self, options: Mapping[str, Any]) -> Work:
