@@ -26,7 +26,7 @@ def test_a_split_of_the_conversion_is_kept_too() -> None:
 
 def test_a_published_list_knows_no_other_parts() -> None:
     info = brats(split={"method": "published"}, subjects={("train", 0): 5})
-    with pytest.raises(ConfigError, match="test split.*deal a copy.*COPY --test 0.2 --val 0.1") as error:
+    with pytest.raises(ConfigError, match=r"test split.*deal a copy.*COPY --test 0\.2 --val 0\.1") as error:
         info.check_test()
     assert "--replace" not in str(error.value)
 

@@ -219,7 +219,7 @@ def test_too_few_devices_for_one_run() -> None:
     planned = plan_study(load_study("fig4"), cohorts(), "/runs")
     cost = estimate_study(planned, {})
     assert cost.wall_hours(8) is None
-    assert "on 8 device(s): too few, stage1-tiny-" in cost.text(devices=(8,))
+    assert "on 8 A100(s): too few, stage1-tiny-" in cost.text(devices=(8,))
     hours = cost.wall_hours(64)
     assert hours is not None and hours == pytest.approx(tuple(h / 64 for h in cost.device_hours()))
 

@@ -54,7 +54,9 @@ def test_other_weights_are_another_study(labelled_shards: str, tmp_path: Path) -
                               grid=[{"size": "nano", "init": ["scratch", "ct"]}]))  # fmt: skip
     cohorts = {"tiny": labelled_shards}
     file.write_bytes(b"weights")
-    freeze(study, spec, cohorts)  # its trials wait for the file
+    freeze(study, spec, cohorts, submitted=("mine.yaml",))  # its trials wait for the file
+    frozen = yaml.safe_load((tmp_path / "mini" / "study.yaml").read_text())
+    assert (frozen["submitted"], frozen["weights"]) == (["mine.yaml"], {})
     freeze(study, spec, cohorts, {"ct": str(file)})
     freeze(study, spec, cohorts)
     moved = file.rename(tmp_path / "moved.pt")

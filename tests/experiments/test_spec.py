@@ -130,6 +130,12 @@ def test_a_repeated_trial_counts_once() -> None:
             "externals.nnunetv2: unknown value 'folds'. Fix: did you mean fold?",
         ),
         (
+            "externals: {nnunetv2: 'run {fold'}",
+            "externals.nnunetv2: expected '}' before end of string. Fix: write",
+        ),
+        ("inits: {mine: /a/run}, stages: {}", "inits.mine: unknown value '/a/run'. Fix: leave it out"),
+        ("finetune: {cohort: brats, recipe: brats, preset: [demo]}", "finetune: no preset"),
+        (
             "finetune: {cohort: brats, recipe: bratz}",
             "finetune: unknown recipe 'bratz'. Fix: did you mean brats?",
         ),
@@ -142,7 +148,7 @@ def test_a_repeated_trial_counts_once() -> None:
         ("primary: {metric: dice_mean, arms: [scratch]}", "primary.arms: 1 arms"),
         (
             "primary: {metric: dice_mean, arms: [scratch, stage1], where: {share: 10}}",
-            "primary: no trial in the grid has share 10, init scratch",
+            "primary: no trial in the grid has share 10, init scratch. Fix: share: ",
         ),
         (
             "primary: {metric: dice_mean, arms: [scratch, stage1], smallest_effect: big}",
@@ -222,6 +228,13 @@ def test_without_finetune_the_pretraining_runs_are_the_trials() -> None:
             read_study({**content, "grid": [block]})
     with pytest.raises(ConfigError, match="nothing is fine-tuned"):
         read_study({**content, "primary": {"metric": "dice_mean", "arms": ["scratch", "stage1"]}})
+
+
+def test_a_key_that_stands_twice_is_not_lost(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(study()) + "grid: [{size: tiny}]\n")
+    with pytest.raises(ConfigError, match="key 'grid' stands twice"):
+        load_study(str(file))
 
 
 def test_where_a_study_is_looked_for(tmp_path: Path) -> None:

@@ -59,9 +59,14 @@ def test_a_dry_run_tells_the_cost_and_starts_nothing(labelled_shards: str, tmp_p
     options = ("--cohorts", f"tiny={labelled_shards}", "--storage", storage, "--devices", "1,4", "--dry-run")
     status, out, _ = run(file, *options)
     assert status == 0 and "A study in miniature" in out and "nothing was started" in out
-    assert "on 1 device(s)" in out and "on 4 device(s)" in out and not storage.exists()
+    assert "on 1 A100(s)" in out and "on 4 A100(s)" in out and not storage.exists()
     status, out, _ = run(file, *options, "--only", "init=scratch")
     assert status == 0 and "ancestors" not in out
+    both = content()["grid"][0] | {"init": ["scratch"], "seed": [1]}
+    apart = write(tmp_path, grid=[content()["grid"][0], both])
+    status, _, err = run(apart, *options, "--only", "init=stage2", "seed=1")
+    assert status == 2 and "no trial of study mini has all of --only init=stage2 seed=1" in err
+    file = write(tmp_path, presets={"more": {"grid": [{**content()["grid"][0], "seed": [0, 1, 2]}]}})
     status, out, _ = run(file, *options, "--preset", "more", "--only", "seed=0,2")  # the commas are not lost
     assert status == 0 and "study mini-more in" in out and "seed 2" in out and "seed 1 " not in out
 
@@ -78,7 +83,8 @@ def test_a_dry_run_tells_the_cost_and_starts_nothing(labelled_shards: str, tmp_p
         (("table4", "--weights", "ct=/no/a.pt"), 1, "there are no such weights [file /no/a.pt]"),
         (("table9", "--cohorts", "a=1", "a=2"), 2, "--cohorts 'a=2' is not NAME=VALUE. Fix: name each once"),
         (("table9", "--cohorts", "brats=/no/where"), 1, "/no/where"),
-        (("--dry-run",), 1, "there is no demo shard set yet"),
+        (("--dry-run",), 1, "the demo cohorts are not made yet"),
+        (("table9", "--retries", "-1"), 2, "--retries -1. Fix: give 0 or more"),
         (("--retrys", "3"), 2, "unknown option --retrys. Fix: did you mean --retries?"),
     ],
 )
@@ -93,6 +99,12 @@ def test_an_unknown_value_of_an_axis(labelled_shards: str, tmp_path: Path, run: 
     assert status == 2 and "no trial of the study has init 'stage3'" in err
     status, _, err = run(write(tmp_path, grid=[{"size": "nana"}]), *named)
     assert status == 2 and "unknown size 'nana'" in err and "did you mean nano" in err
+
+
+def test_a_file_of_ones_own_is_never_run_on_demo_cohorts(tmp_path: Path, run: Run) -> None:
+    """They would be other people under the names of one's own: a control that is none, say."""
+    status, _, err = run(write(tmp_path), "--dry-run")
+    assert status == 2 and "needs cohort tiny; named are: none" in err
 
 
 def test_studies_with_demo_cohorts_of_their_own() -> None:

@@ -208,10 +208,11 @@ class StudyCost:
 
     def _wall(self, devices: int) -> str:
         hours = self.wall_hours(devices)
+        what = "A100(s)" if self.device == ARITHMETIC else "device(s)"
         if hours is None:
             most = max((row for row in self.rows if row.waiting), key=lambda row: row.workers)
-            return f"on {devices} device(s): too few, {most.node.id} needs {most.workers} (--cluster.workers)"
-        return f"on {devices} device(s): {_duration(hours[0])} to {_duration(hours[1])}"
+            return f"on {devices} {what}: too few, {most.node.id} needs {most.workers} (--cluster.workers)"
+        return f"on {devices} {what}: {_duration(hours[0])} to {_duration(hours[1])}"
 
 
 def estimate_study(

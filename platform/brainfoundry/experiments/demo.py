@@ -32,15 +32,22 @@ def demo_cohorts(spec: StudySpec, folder: Path, *, make: bool = True) -> dict[st
         DataError: one is not there and `make` is False.
     """
     recipes = {run.cohort: run.recipe for run in spec.runs}
-    return {
-        name: ensure_demo_shards(folder, make=make) if recipe == "ukb" else _split(recipe, folder, make=make)
-        for name, recipe in recipes.items()
-    }
+    try:
+        return {name: _made(recipe, folder, make=make) for name, recipe in recipes.items()}
+    except DataError as error:
+        if make:
+            raise
+        fix = "leave out --dry-run: the study makes them; or name your own shard sets with --cohorts"
+        raise DataError("the demo cohorts are not made yet", file=error.file, fix=fix) from None
 
 
 def is_demo(spec: StudySpec) -> bool:
     """Whether every run of a study is of the demo preset."""
     return all(run.preset == "demo" for run in spec.runs)
+
+
+def _made(recipe: str, folder: Path, *, make: bool) -> str:
+    return ensure_demo_shards(folder, make=make) if recipe == "ukb" else _split(recipe, folder, make=make)
 
 
 def _split(recipe: str, folder: Path, *, make: bool) -> str:
@@ -52,10 +59,7 @@ def _split(recipe: str, folder: Path, *, make: bool) -> str:
     if files.exists(meta_uri(str(final))):
         return str(final)
     if not make:
-        raise DataError(
-            "there is no demo cohort for studies yet", file=final,
-            fix="leave out --dry-run, or name your own shard sets with --cohorts",
-        )  # fmt: skip
+        raise DataError("there is no demo cohort for studies yet", file=final)
     source = _LABELLED[recipe](folder)
     half = final.with_name(f".{final.name}.half")
     shutil.rmtree(half, ignore_errors=True)

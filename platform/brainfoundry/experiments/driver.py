@@ -44,6 +44,8 @@ class StudyOptions:
     """The study's names -> shard sets."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Names -> files of the user's that trials start from."""
+    submitted: tuple[str, ...] = ()
+    """Words of the command line that name the study."""
     retries: int = 2
     """How often a trial that died is begun again."""
     tracking: str | None = None
@@ -76,7 +78,7 @@ def run_study(spec: StudySpec, nodes: Sequence[Node], folder: str, options: Stud
     study = StudyFolder(name=spec.name, uri=files.absolute(folder))
     files.check_writable(study.uri)
     with driving(study) as check:
-        freeze(study, spec, options.cohorts, options.weights)
+        freeze(study, spec, options.cohorts, options.weights, options.submitted)
         return _Driver(spec, nodes, study, options, check).run()
 
 

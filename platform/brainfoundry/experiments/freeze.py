@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -23,7 +23,11 @@ _FREE = ".options.cluster."
 
 
 def freeze(
-    study: StudyFolder, spec: StudySpec, cohorts: Mapping[str, str], weights: Mapping[str, str] | None = None
+    study: StudyFolder,
+    spec: StudySpec,
+    cohorts: Mapping[str, str],
+    weights: Mapping[str, str] | None = None,
+    submitted: Sequence[str] = (),
 ) -> None:
     """Write the study down at its first submission; at a later one hold it against what was written.
 
@@ -34,6 +38,7 @@ def freeze(
     Args:
         cohorts: name -> shard set.
         weights: name -> file of the user's that trials start from.
+        submitted: words of the command line that name the study, for commands that go on with it.
 
     Raises:
         ConfigError: another study of this name is there; names the first difference.
@@ -63,7 +68,8 @@ def freeze(
         places = {**then["cohorts"], **places}
         _refuse({"study": same, **{part: {**now[part], **held[part]} for part in held}}, now, study)
         history, more = then["history"], len(spec.points()) - len(before.points())
-        if not more and places == then["cohorts"] and all(now[part] == held[part] for part in held):
+        same_words = list(submitted) == then.get("submitted", [])
+        if not more and same_words and places == then["cohorts"] and all(now[p] == held[p] for p in held):
             return
         if more:
             history = [*history, then["study"]["grid"]]
@@ -71,6 +77,7 @@ def freeze(
     content = {
         **now,
         "cohorts": places,
+        "submitted": list(submitted),
         "git_commit": git_tags().get("git_commit"),
         "history": history,
     }

@@ -70,9 +70,14 @@ def plan_study(
     planner = _Planner(spec, cohorts, storage, weights or {})
     points = spec.points()
     wanted = parse_only(only, points)
-    for point in points:
-        if matches(point, wanted):
-            planner.trial(point)
+    chosen = [point for point in points if matches(point, wanted)]
+    if not chosen:
+        raise ConfigError(
+            f"no trial of study {spec.name} has all of --only {' '.join(only)}",
+            fix="name fewer axes: a trial must have one of the values of every axis that is named",
+        )
+    for point in chosen:
+        planner.trial(point)
     return planner.nodes()
 
 
@@ -214,7 +219,7 @@ class _Planner:
     def _command(self, point: Point) -> str:
         """What fills a trial that is not run here; "" of all others."""
         if self._spec.inits[point["init"]] == (CT,) and CT not in self._weights:
-            return f"python jobs/study.py {self._spec.name} --weights {CT}=FILE"
+            return f"this study's own command with --weights {CT}=FILE, such as MONAI's model_swinvit.pt"
         return self._spec.externals.get(point["family"], "")
 
     def _external(self, node: Node, command: str, test: TestSet) -> Node:

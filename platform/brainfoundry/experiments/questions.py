@@ -152,5 +152,8 @@ def check_questions(at: Place, spec: StudySpec) -> None:
         where = {**primary.where, primary.axis: arm}
         if not any(all(point[axis] == value for axis, value in where.items()) for point in points):
             told = ", ".join(f"{axis} {value}" for axis, value in where.items())
-            there = dict.fromkeys(point[primary.axis] for point in points)
-            raise at.below("primary").error(f"no trial in the grid has {told}", nearest(arm, there))
+            odd = next((a for a, v in where.items() if v not in {point[a] for point in points}), primary.axis)
+            there = dict.fromkeys(point[odd] for point in points)
+            raise at.below("primary").error(
+                f"no trial in the grid has {told}", f"{odd}: {nearest(where[odd], there)}"
+            )

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from brainfoundry.core.errors import ConfigError
-from brainfoundry.experiments.axes import BASE, SCRATCH
+from brainfoundry.experiments.axes import BASE, SCRATCH, nearest
 from brainfoundry.experiments.questions import Names, check_questions, read_choose, read_primary, read_search
 from brainfoundry.experiments.recipes import FINETUNE, PRETRAIN, recipe, with_options
 from brainfoundry.experiments.study import (
@@ -53,6 +53,19 @@ C = TypeVar("C", bound=TrainConfig)
 Recipes = Mapping[str, Mapping[str, C]]
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a mistake, not the loss of the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def load_study(name_or_path: str, preset: str = "") -> StudySpec:
     """A study by its name, or from a YAML file of the user's own.
 
@@ -64,7 +77,7 @@ def load_study(name_or_path: str, preset: str = "") -> StudySpec:
     """
     where, text = study_text(name_or_path)
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Strict)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the study: {error}", file=where, fix="write it as YAML") from error
     return read_study(content, file=where, preset=preset)
@@ -139,8 +152,8 @@ class _Reader:
 
     def _run(self, at: Place, value: Any, kind: type[R], kinds: Recipes[C]) -> tuple[R, C]:
         values = at.mapping(value, [field.name for field in fields(kind)])
-        for key in ("cohort", "recipe"):
-            if not isinstance(values.get(key), str):
+        for key in ("cohort", "recipe", "preset"):
+            if not isinstance(values.get(key, "" if key == "preset" else None), str):
                 raise at.error(f"no {key}", f"add {key}: NAME")
         run = kind(**values)
         with at.telling():
@@ -207,9 +220,17 @@ class _Reader:
         for name, command in at.mapping(values).items():
             if name == SWINUNETR:
                 raise at.error(f"{name} is trained here", "name another family")
-            for _, key, _, _ in Formatter().parse(str(command)):
-                if key is not None:
-                    at.below(name).one_of(key, COMMAND_FIELDS)
+            here = at.below(name)
+            try:
+                keys = [key for _, key, _, _ in Formatter().parse(str(command)) if key is not None]
+            except ValueError as error:
+                raise here.error(f"{error}", "write a brace of the command itself twice: {{ or }}") from None
+            for key in keys:
+                if key not in COMMAND_FIELDS:
+                    fix = nearest(key, COMMAND_FIELDS)
+                    raise here.error(
+                        f"unknown value {key!r}", f"{fix} A brace of the command itself: {{{{ or }}}}"
+                    )
         return {name: str(command) for name, command in values.items()}
 
     def _read_test(self) -> Literal["test", "fold"]:

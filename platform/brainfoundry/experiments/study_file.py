@@ -77,7 +77,8 @@ class Place:
         for one in known:
             if one == value:
                 return one
-        raise self.error(f"unknown value {value!r}", nearest(value, known))
+        fix = nearest(value, known) if known else "leave it out: there is none to name"
+        raise self.error(f"unknown value {value!r}", fix)
 
     def number(self, value: Any) -> float:
         try:

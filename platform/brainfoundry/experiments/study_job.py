@@ -26,6 +26,7 @@ from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import read_records
 from brainfoundry.experiments.spec import load_study
 from brainfoundry.experiments.study import CT, StudySpec
+from brainfoundry.experiments.study_file import study_names
 from brainfoundry.store.reader import ShardSet
 from brainfoundry.training.tracking.uri import resolve_uri
 
@@ -44,16 +45,18 @@ class StudyConfig:
     """One of the study file's presets, which replaces some of its keys; "" = the file as it is."""
     storage: str | None = None
     """Folder or URI of studies that all nodes see; this one lies in STORAGE/NAME. Default: studies/ below
-    $BRAINFOUNDRY_HOME."""
+    $BRAINFOUNDRY_HOME, which is runs/ of the checkout where it is not set."""
     only: tuple[str, ...] = ()
-    """Run these trials alone, with what they start from: axis=value texts such as `fold=0 share=5,10`."""
+    """Run these trials alone, with what they start from: axis=value texts such as `init=scratch share=5,10`.
+    A trial must have one of the values of every axis that is named."""
     weights: tuple[str, ...] = ()
     """Files of your own that trials start from, as NAME=FILE: `ct=model_swinvit.pt`."""
     devices: tuple[int, ...] = ()
-    """How many GPUs (or machines without) there may be, for the time it takes: one or several numbers."""
+    """How many devices there may be, for the time it takes: one or several numbers. Of the kind on which the
+    study's finished runs (or --calibration) were measured; A100s before."""
     calibration: str = ""
-    """Measured steps (JSON) to estimate the cost by; "" = those of the study's own finished runs, else
-    arithmetic."""
+    """Measured steps to estimate the cost by: the calibration.json that another study of yours left in its
+    folder; "" = this study's own finished runs, else arithmetic."""
     retries: int = 2
     """How often a trial that died is begun again, from its newest checkpoint."""
     tracking_uri: str | None = None
@@ -70,6 +73,8 @@ def study_job(config: StudyConfig) -> int:
         BrainFoundryError: whatever keeps the study from starting, or stopped it.
     """
     spec = load_study(config.study, config.preset)
+    if config.retries < 0:
+        raise ConfigError(f"--retries {config.retries}", fix="give 0 or more")
     shards = cohorts_of(config, spec)
     infos = {name: cohort_info(ShardSet.open(uri)) for name, uri in shards.items()}
     storage = files.absolute(config.storage or str(paths.home() / "studies"))
@@ -85,18 +90,34 @@ def study_job(config: StudyConfig) -> int:
     quiet = not os.environ.get("BRAINFOUNDRY_DEBUG")
     print(f"joined {connect(log_to_driver=not quiet)}", flush=True)
     options = StudyOptions(
-        cohorts=shards, weights=weights, retries=config.retries, tracking=config.tracking_uri
-    )
+        cohorts=shards, weights=weights, submitted=words_of(config), retries=config.retries,
+        tracking=config.tracking_uri,
+    )  # fmt: skip
     found = run_study(spec, nodes, folder, options)
+    measured = calibration_of(nodes, found.records)
+    if measured.measured:
+        files.write_json(files.join(folder, "calibration.json"), measured.to_dict())
     return summarise(spec, nodes, folder, found, config.tracking_uri)
 
 
 def cohorts_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:
     """The shard sets that were named, or the demo's own."""
     named = pairs("--cohorts", config.cohorts)
-    if not named and is_demo(spec):
-        return demo_cohorts(spec, Path(paths.home()) / "demo", make=not config.dry_run)
+    if config.study in study_names() and is_demo(spec):
+        if not named:
+            return demo_cohorts(spec, Path(paths.home()) / "demo", make=not config.dry_run)
+        print(
+            f"note: study {spec.name} is a demo of a few steps of the nano network, also on your cohorts; "
+            "its file has presets of other sizes (--preset paper)",
+            flush=True,
+        )
     return {name: files.absolute(uri) for name, uri in named.items()}
+
+
+def words_of(config: StudyConfig) -> tuple[str, ...]:
+    """The command line, as far as it says which study it is."""
+    preset = ("--preset", config.preset) if config.preset else ()
+    return config.study, *preset, *(("--weights", *config.weights) if config.weights else ())
 
 
 def weights_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,6 +124,16 @@ def test_the_command_makes_what_is_missing_and_nothing_else(gone: dict[str, obje
     points = found.spec.points()
     only = parse_only(_whole(config.only), points)
     assert [point for point in points if matches(point, only)] == [dict(trial.point) for trial in missing]
+
+
+def test_the_command_is_the_one_that_was_submitted(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, change=without(draw=2))
+    frozen = yaml.safe_load(Path(folder, "study.yaml").read_text())
+    named = ["studies/mine.yaml", "--preset", "large", "--weights", "ct=/w.pt"]
+    Path(folder, "study.yaml").write_text(yaml.safe_dump({**frozen, "submitted": named}))
+    found = open_one(folder)
+    words = shlex.split(commands.fill(found, [trial for trial in found.trials if not trial.scored]))
+    assert words[6:11] == named
 
 
 def test_the_command_names_our_studies_with_their_preset(tmp_path: Path) -> None:

@@ -19,16 +19,16 @@ def fill(study: Study, trials: Sequence[Trial]) -> str:
         wanted = list(dict.fromkeys(_shown(trial.point[axis]) for trial in trials))
         if len(wanted) < len(study.values_of(axis)):
             only[axis] = ",".join(wanted)
-    return _command(study, study.name, only)
+    return _command(study, study.submitted or _which(study.name), only)
 
 
 def elsewhere(table: str, study: Study, axes: Mapping[str, Any]) -> str:
     """What makes a cell of the paper's tables that this study's grid does not have: our study of it."""
-    return _command(study, table, {axis: _shown(value) for axis, value in axes.items()})
+    return _command(study, (table,), {axis: _shown(value) for axis, value in axes.items()})
 
 
-def _command(study: Study, name: str, only: Mapping[str, str]) -> str:
-    words = [*_JOB, *_which(name), "--storage", study.folder.uri.rpartition("/")[0]]
+def _command(study: Study, named: Sequence[str], only: Mapping[str, str]) -> str:
+    words = [*_JOB, *named, "--storage", study.folder.uri.rpartition("/")[0]]
     if study.cohorts:
         words += ["--cohorts", *(f"{cohort}={uri}" for cohort, uri in study.cohorts.items())]
     if only:
@@ -37,7 +37,7 @@ def _command(study: Study, name: str, only: Mapping[str, str]) -> str:
 
 
 def _which(name: str) -> tuple[str, ...]:
-    """One of our studies by name and preset; else the user's own file, which is named as the study is."""
+    """A study whose words were not kept: ours by name and preset, else a file that is named as the study."""
     for known in study_names():
         if name == known:
             return (known,)

@@ -95,6 +95,7 @@ class Study:
     Args:
         cohorts: name -> URI of its shard set.
         trials: the points of the grid in its order, each with what came of it; several a point in a search.
+        submitted: words of the command line that named the study.
         records: of everything that was run, ancestors and choices too, by node.
     """
 
@@ -103,6 +104,7 @@ class Study:
     cohorts: Mapping[str, str]
     trials: tuple[Trial, ...]
     records: Mapping[str, TrialRecord]
+    submitted: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -226,7 +228,12 @@ def open_study(folder: str) -> Study:
             for record in sorted(made, key=lambda record: record.id)
         ] or [Trial(point=point, pretrained=pretrained)]
     return Study(
-        folder=study, spec=spec, cohorts=frozen.get("cohorts", {}), trials=tuple(trials), records=records
+        folder=study,
+        spec=spec,
+        cohorts=frozen.get("cohorts", {}),
+        trials=tuple(trials),
+        records=records,
+        submitted=tuple(frozen.get("submitted", ())),
     )
 
 
