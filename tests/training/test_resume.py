@@ -115,14 +115,14 @@ def assert_equal_to_the_bit(got: dict[str, torch.Tensor], want: dict[str, torch.
     assert not different, f"{len(different)} of {len(want)} tensors differ, first {different[0]}"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_killed_inside_a_running_fit(
-    workers: int,
+def test_a_worker_of_two_killed_inside_a_running_fit(
     storage: Path,
     small_shards: str,
     ray_local: int,
     uninterrupted: Callable[[int], dict[str, torch.Tensor]],
 ) -> None:
+    """One worker alone: `test_probe_run.py`."""
+    workers = 2
     want = uninterrupted(workers)
     name = f"worker-killed-{workers}"
     killed: list[int] = []
@@ -157,15 +157,15 @@ def test_a_worker_of_three_killed(
             assert float((got[name] - value).norm() / (value.norm() + 1e-12)) < 1e-5, name
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 def test_a_driver_killed_and_the_job_submitted_again(
-    workers: int,
     storage: Path,
     small_shards: str,
     ray_env: dict[str, str],
     uninterrupted: Callable[[int], dict[str, torch.Tensor]],
     tmp_path: Path,
 ) -> None:
+    """With one worker: the trials of `experiments/test_study_job.py`."""
+    workers = 2
     want = uninterrupted(workers)
     name = f"driver-killed-{workers}"
     config = configuration(storage, small_shards, workers, name, 2)
