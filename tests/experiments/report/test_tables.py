@@ -11,6 +11,7 @@ from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.report.pictures import ranks
 from brainfoundry.experiments.report.results import StudyResults
 from brainfoundry.experiments.report.tables_facts import settings_table
+from brainfoundry.experiments.report.tables_grid import arms_of, comparators
 from brainfoundry.experiments.report.tables_scores import fold_table
 from brainfoundry.experiments.report.tables_study import cost_table
 from tests.experiments.report.builders import FOLDS, Change, study, write_study
@@ -70,3 +71,18 @@ def test_ranks_name_the_arms_that_lack_a_draw(draws: tuple[int, ...], left_out: 
     picture = ranks(found)
     assert picture is not None
     assert ("Left out, without all of the same repetitions: twice" in picture.caption) == left_out
+
+
+def test_a_variant_that_stands_first_is_not_what_others_are_compared_with(tmp_path: Path) -> None:
+    content = study(
+        variants={"longer": {"optim.steps": 400}},
+        grid=[
+            {"size": ["nano"], "init": ["scratch"], "share": [5], "draw": [0], "variant": ["longer"]},
+            {"size": ["nano"], "init": ["scratch", "stage1"], "share": [5], "draw": [0, 1, 2]},
+        ],
+    )
+    (found,) = StudyResults.open([write_study(tmp_path, content)]).studies
+    arms = arms_of(found, ["init", "variant"])
+    assert {arm: base.name for arm, base in comparators(found, arms).of.items()} == {
+        "scratch, longer": "scratch", "stage1": "scratch",
+    }  # fmt: skip

@@ -19,7 +19,7 @@ def fill(study: Study, trials: Sequence[Trial]) -> str:
         wanted = list(dict.fromkeys(_shown(trial.point[axis]) for trial in trials))
         if len(wanted) < len(study.values_of(axis)):
             only[axis] = ",".join(wanted)
-    return _command(study, study.submitted or _which(study.name), only)
+    return _command(study, study.submitted or _which(study.spec.name), only)
 
 
 def elsewhere(table: str, study: Study, axes: Mapping[str, Any]) -> str:

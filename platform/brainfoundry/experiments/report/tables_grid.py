@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from brainfoundry.experiments.axes import ALL, BASE, SCRATCH
+from brainfoundry.experiments.axes import ALL, BASE, DEFAULTS, SCRATCH
 from brainfoundry.experiments.published import Published
 from brainfoundry.experiments.report import commands
 from brainfoundry.experiments.report.cells import Cell, Estimate, Table, number
@@ -25,6 +25,7 @@ DISTANCES = (
     "A distance is known where truth and prediction both have the region. It is bold only where it is also "
     "the smaller one with a region that was missed counted as far away (374 mm), as the challenge does."
 )
+_PLAIN = ("objective", "modalities", "family", "variant")
 EVERYTHING = "all trials"
 """Name of the only row of a study that varies nothing."""
 KINDS = (
@@ -255,7 +256,11 @@ def comparators(study: Study, arms: Sequence[Arm]) -> Comparators:
     ]
     if len(arms) < 2 or not bases:
         return Comparators({}, "")
-    first = next((arm for arm in bases if all(arm.where.get(k, v) == v for k, v in where.items())), bases[0])
+    asked = [arm for arm in bases if all(arm.where.get(k, v) == v for k, v in where.items())]
+    # Of several the plainest, in whatever order the grid has them; of equals the first.
+    first = min(
+        asked or bases, key=lambda arm: sum(arm.where.get(a, DEFAULTS[a]) != DEFAULTS[a] for a in _PLAIN)
+    )
     found = {}
     for arm in arms:
         alike = {**arm.where, axis: value} if axis in arm.where else {}
