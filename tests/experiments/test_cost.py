@@ -14,7 +14,7 @@ from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.experiments.calibration import ARITHMETIC, Calibration, calibration_of, read_calibration
 from brainfoundry.experiments.cost import estimate_study, makespan
-from brainfoundry.experiments.node import Node, searched
+from brainfoundry.experiments.node import Node, search_name
 from brainfoundry.experiments.plan import plan_study
 from brainfoundry.experiments.records import TrialRecord
 from brainfoundry.experiments.spec import load_study, read_study
@@ -184,7 +184,9 @@ def test_a_search_costs_its_points(nodes: tuple[Node, ...]) -> None:
 def test_points_of_a_search_that_are_done_cost_no_more(nodes: tuple[Node, ...]) -> None:
     trials = [node for node in nodes if node.role == "trial"]
     own = [
-        replace(record(trials[0]), id=f"{searched(trials[0].id)}-00000{i}", run_dir=f"/runs/{i}", state=state)
+        replace(
+            record(trials[0]), id=f"{search_name(trials[0].id)}-00000{i}", run_dir=f"/runs/{i}", state=state
+        )
         for i, state in enumerate(("finished", "stopped", "failed"))
     ]
     before, after = (estimate_study(trials[:2], {r.id: r for r in found}, searched=5) for found in ([], own))

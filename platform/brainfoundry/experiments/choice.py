@@ -41,33 +41,35 @@ def choose(node: Node, records: Mapping[str, TrialRecord]) -> dict[str, Any]:
         raise DataError(
             f"{node.id} waits for {problem}", fix="submit the study again: it runs what is missing"
         )
-    scores: dict[str, list[float | None]] = {}
-    tried: dict[str, Options] = {}
-    for name, options in node.chosen.items():
-        key = repr(sorted(options.items()))
-        tried.setdefault(key, options)
-        scores.setdefault(key, []).append(_score(node, records[name]))
-    if not tried:
+    if not node.chosen:
         return {}
     sign = 1.0 if higher_is_better(node.chosen_by) else -1.0
-    means = {key: fmean(x for x in of if x is not None) for key, of in scores.items() if None not in of}
-    return dict(tried[max(means, key=lambda key: sign * means[key])])
+    best, _ = max(_means(node, records), key=lambda pair: sign * pair[1])
+    return dict(best)
 
 
 def undecided(node: Node, records: Mapping[str, TrialRecord]) -> str:
     """What keeps a node's options from being chosen, after "waits for"; "" where nothing does."""
-    running: dict[str, bool] = {}
-    for name, options in node.chosen.items():
-        record = records.get(name)
-        if record is None or record.state not in ("finished", "unfit"):
+    for name in node.chosen:
+        if name not in records or records[name].state not in ("finished", "unfit"):
             return f"choice {name}, which is not finished"
-        key = repr(sorted(options.items()))
-        running[key] = running.get(key, True) and _score(node, record) is not None
-    if running and not any(running.values()):
-        return f"its options, of which none came to a validation score {node.chosen_by} (see choice {name})"
+    if node.chosen and not _means(node, records):
+        last = list(node.chosen)[-1]
+        return f"its options, of which none came to a validation score {node.chosen_by} (see choice {last})"
     return ""
 
 
-def _score(node: Node, record: TrialRecord) -> float | None:
+def _means(node: Node, records: Mapping[str, TrialRecord]) -> list[tuple[Options, float]]:
+    """Options that came to a score in all of their choice nodes, with the mean, in the order of the study."""
+    tried: dict[str, tuple[Options, list[float]]] = {}
+    for name, options in node.chosen.items():
+        key = repr(sorted(options.items()))
+        tried.setdefault(key, (options, []))[1].append(_score(node, records[name]))
+    means = [(options, fmean(scores)) for options, scores in tried.values()]
+    return [(options, mean) for options, mean in means if not math.isnan(mean)]
+
+
+def _score(node: Node, record: TrialRecord) -> float:
+    """NaN where there is none."""
     score = record.validation.get(f"val/{node.chosen_by}") if record.state == "finished" else None
-    return score if score is not None and math.isfinite(score) else None
+    return score if score is not None and math.isfinite(score) else math.nan

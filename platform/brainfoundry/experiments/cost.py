@@ -24,8 +24,7 @@ from brainfoundry.experiments.calibration import (
     calibration_of,
     read_calibration,
 )
-from brainfoundry.experiments.node import Node, waves
-from brainfoundry.experiments.node import searched as prefix_of
+from brainfoundry.experiments.node import Node, search_name, waves
 from brainfoundry.experiments.records import TrialRecord, by_run, named_after
 from brainfoundry.tasks.segmentation import SWINUNETR
 from brainfoundry.training.config import TrainConfig
@@ -237,7 +236,7 @@ def estimate_study(
             state = "done" if record.done else "failed"
         config = node.config.in_steps(node.subjects)
         points = searched if node.role == "trial" and node.kind == "finetune" else 0
-        tried = named_after(prefix_of(node.id), records) if points else {}
+        tried = named_after(search_name(node.id), records) if points else {}
         made = by_run([*tried.values(), *([record] if record is not None else [])])
         spent = [one.device_hours for one in made if one.device_hours is not None]
         rows.append(

@@ -25,7 +25,7 @@ from brainfoundry.experiments.freeze import freeze
 from brainfoundry.experiments.lock import driving
 from brainfoundry.experiments.mlflow_model import register
 from brainfoundry.experiments.mlflow_view import close_study, experiment_of, open_study
-from brainfoundry.experiments.node import Node, before, searched, waves
+from brainfoundry.experiments.node import Node, before, search_name, waves
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, by_run, named_after, read_records
 from brainfoundry.experiments.search import Search, require_optuna
 from brainfoundry.experiments.study import StudySpec
@@ -152,7 +152,7 @@ class _Driver:
             for node in self._nodes
         ]
         if self._spec.search is not None:
-            tried += [named_after(searched(node.id), self._records) for node in self._nodes]
+            tried += [named_after(search_name(node.id), self._records) for node in self._nodes]
         for own in tried:
             if own and all(record.state == "unfit" for record in own.values()):
                 for name in own:

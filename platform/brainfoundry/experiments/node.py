@@ -85,7 +85,7 @@ def select(nodes: Sequence[Node], only: Sequence[str]) -> tuple[Node, ...]:
     return tuple(node for node in nodes if node.id in kept)
 
 
-def searched(trial: str) -> str:
+def search_name(trial: str) -> str:
     """What the names of the points of a trial's search begin with; behind it a dash and a digest."""
     return f"search-{trial.removeprefix('ft-')}"
 

@@ -24,7 +24,7 @@ from brainfoundry.core import files
 from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64_int, key_of
 from brainfoundry.experiments.cohort import cohort_info
-from brainfoundry.experiments.node import Node, searched
+from brainfoundry.experiments.node import Node, search_name
 from brainfoundry.experiments.recipes import with_options
 from brainfoundry.experiments.records import StudyFolder, TrialRecord, named_after
 from brainfoundry.experiments.study import SearchSpec
@@ -106,7 +106,7 @@ class Search:
     def point(self, options: Mapping[str, Any]) -> Work:
         """The node that tries these options: judged by validation alone, never on the test set."""
         digest = hashlib.sha256(json.dumps(dict(sorted(options.items()))).encode()).hexdigest()[:6]
-        name = f"{searched(self.base.id)}-{digest}"
+        name = f"{search_name(self.base.id)}-{digest}"
         tracking = self.base.config.tracking
         tags = [tag for tag in tracking.tags if not tag.startswith("role=")]
         tags += ["role=choice", *(f"{option}={value}" for option, value in options.items())]
@@ -131,7 +131,7 @@ class Search:
 
     def mine(self, records: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
         """Records of the points of this search."""
-        return named_after(searched(self.base.id), records)
+        return named_after(search_name(self.base.id), records)
 
     def waiting(self, records: Mapping[str, TrialRecord]) -> list[int]:
         """Draws that have no record yet, or failed."""
@@ -209,7 +209,7 @@ class Search:
         failed = self.failed(records)
         found = [self._parameters(record.chosen) for record in failed]
         known = {*done, *(record.id for record in failed)}
-        prefix = searched(self.base.id)
+        prefix = search_name(self.base.id)
         for name in files.list_names(study.runs):
             uri = files.join(study.runs, name, "config.yaml")
             if name.rpartition("-")[0] != prefix or name in known or not files.exists(uri):

@@ -123,10 +123,10 @@ def outermost(found: Keyed) -> tuple[Keyed, Repeated]:
     for key, scores in found.items():
         outer = getattr(repeats[key], level)
         inner[(key[0], outer) if isinstance(key, tuple) else outer].append(scores)
-    return {key: _mean_of(same) for key, same in inner.items()}, level
+    return {key: mean_over(same) for key, same in inner.items()}, level
 
 
-def _mean_of(same: Sequence[Scores]) -> Scores:
+def mean_over(same: Sequence[Scores]) -> Scores:
     """Of every subject; NaN where one lacks it."""
     if len(same) == 1:
         return same[0]
@@ -252,9 +252,7 @@ def _pairs(a: Keyed, b: Keyed) -> Keyed:
 
 def _mean(pairs: Keyed) -> Scores:
     """Over the repetitions, of the subjects that are defined in all of them."""
-    subjects = set.intersection(*(set(of) for of in pairs.values()))
-    means = {s: float(np.mean([of[s] for of in pairs.values()])) for s in sorted(subjects)}
-    return {s: mean for s, mean in means.items() if not np.isnan(mean)}
+    return {s: mean for s, mean in mean_over(list(pairs.values())).items() if not math.isnan(mean)}
 
 
 def _anybody(found: Keyed) -> bool:

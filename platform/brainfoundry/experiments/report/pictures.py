@@ -12,7 +12,14 @@ from brainfoundry.cohorts.manifest import Manifest
 from brainfoundry.cohorts.strata import UNKNOWN, people_of
 from brainfoundry.core.errors import DataError
 from brainfoundry.experiments.axes import REPEATED
-from brainfoundry.experiments.report.compare import Arm, estimate, in_same_repetitions, keyed, repetitions
+from brainfoundry.experiments.report.compare import (
+    Arm,
+    estimate,
+    in_same_repetitions,
+    keyed,
+    mean_over,
+    repetitions,
+)
 from brainfoundry.experiments.report.figures_curves import (
     Bar,
     Curve,
@@ -168,10 +175,7 @@ def _scores(study: Study, metric: str, limit: int) -> tuple[dict[str, dict[str, 
     }
     alike = in_same_repetitions({name: scores for name, scores in arms.items() if scores})
     fewer = [name for name, scores in arms.items() if scores and name not in alike]
-    found: dict[str, dict[str, float]] = {}
-    for name, scores in list(alike.items())[:limit]:
-        subjects = sorted(set.intersection(*(set(of) for of in scores.values())))
-        found[name] = {s: float(np.mean([of[s] for of in scores.values()])) for s in subjects}
+    found = {name: mean_over(list(scores.values())) for name, scores in list(alike.items())[:limit]}
     return found, f" Left out, without all of the same repetitions: {'; '.join(fewer)}." if fewer else ""
 
 
