@@ -1,6 +1,8 @@
 """Files by URI: whole or not at all, on a local disk and on an fsspec filesystem."""
 
 import gzip
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -28,6 +30,20 @@ def test_write_read_list_delete(folder: str) -> None:
     assert not files.exists(uri)
     files.delete_folder(files.join(folder, "a"))
     assert files.list_names(files.join(folder, "a")) == []
+
+
+def test_a_folder_that_comes_and_goes_is_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    comes_and_goes = (
+        "import os, sys, time\n"
+        "end = time.monotonic() + 60\n"
+        "while time.monotonic() < end: os.mkdir(sys.argv[1]); os.rmdir(sys.argv[1])"
+    )
+    with subprocess.Popen([sys.executable, "-c", comes_and_goes, str(folder)]) as other:
+        try:
+            assert all(files.list_names(str(folder)) == [] for _ in range(20_000))
+        finally:
+            other.kill()
 
 
 def test_missing_and_broken_files_are_named(folder: str) -> None:

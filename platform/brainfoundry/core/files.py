@@ -97,7 +97,10 @@ def exists(uri: str) -> bool:
 def list_names(uri: str) -> list[str]:
     """Sorted names of what lies directly in a folder; empty where there is no folder."""
     fs, path = filesystem(uri)
-    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    try:
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    except FileNotFoundError:  # in spite of allow_not_found, where another process makes the folder meanwhile
+        return []
     return sorted(PurePosixPath(i.path).name for i in infos)
 
 
