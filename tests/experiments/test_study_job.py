@@ -79,7 +79,7 @@ def test_a_dry_run_tells_the_cost_and_starts_nothing(labelled_shards: str, tmp_p
         (("table9",), 2, "study table9 needs cohort"),
         (("table9", "--cohorts", "brats"), 2, "--cohorts 'brats' is not NAME=VALUE"),
         (("table4", "--weights", "CT=a.pt"), 2, "starts from weights 'CT'. Fix: name ct"),
-        (("table9", "--weights", "ct=a.pt"), 2, "starts from weights 'ct'. Fix: leave --weights out"),
+        (("table9", "--weights", "ct=a.pt"), 2, "starts from weights 'ct'. Fix: name stage1"),
         (("table4", "--weights", "ct=/no/a.pt"), 1, "there are no such weights [file /no/a.pt]"),
         (("table9", "--cohorts", "a=1", "a=2"), 2, "--cohorts 'a=2' is not NAME=VALUE. Fix: name each once"),
         (("table9", "--cohorts", "brats=/no/where"), 1, "/no/where"),

@@ -103,7 +103,7 @@ def calibration_of(nodes: Sequence[Node], records: Mapping[str, TrialRecord]) ->
     found: dict[tuple[Any, ...], list[Measured]] = {}
     for node in nodes:
         record = records.get(node.id)
-        if record is None or record.state != "finished" or node.kind == "external":
+        if record is None or record.state != "finished" or node.kind in ("external", "given"):
             continue
         if not (record.seconds and record.steps and record.device):
             continue

@@ -231,7 +231,10 @@ def estimate_study(
     rows = []
     for node in nodes:
         record = records.get(node.id)
-        state: State = "external" if node.kind == "external" else "to do"
+        idle = node.kind in ("external", "given")
+        state: State = "to do"
+        if idle:
+            state = "external" if node.kind == "external" else "done"
         if record is not None:
             state = "done" if record.done else "failed"
         config = node.config.in_steps(node.subjects)
@@ -244,10 +247,10 @@ def estimate_study(
                 node=node,
                 state=state,
                 steps=config.optim.steps,
-                time=None if node.kind == "external" else known.step_time(config),
+                time=None if idle else known.step_time(config),
                 runs=max(0, points - sum(one.done for one in tried.values())) if points else 1,
                 spent_hours=sum(spent) if spent else None,
-                disk_gb=0.0 if node.kind == "external" else (points or 1) * _disk_gb(config, record),
+                disk_gb=0.0 if idle else (points or 1) * _disk_gb(config, record),
             )
         )
     return StudyCost(rows=tuple(rows), device=known.device)

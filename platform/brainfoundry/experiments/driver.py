@@ -22,6 +22,7 @@ from brainfoundry.experiments.board import Board
 from brainfoundry.experiments.capacity import at_once
 from brainfoundry.experiments.choice import choose, undecided, with_choice
 from brainfoundry.experiments.freeze import freeze
+from brainfoundry.experiments.given import record_given
 from brainfoundry.experiments.lock import driving
 from brainfoundry.experiments.mlflow_model import register
 from brainfoundry.experiments.mlflow_view import close_study, experiment_of, open_study
@@ -100,6 +101,9 @@ class _Driver:
         self._spec, self._nodes, self._study, self._options = spec, nodes, study, options
         self._still_mine = check
         self._records = read_records(study.uri)
+        for node in nodes:
+            if node.kind == "given" and not self._done(node.id):
+                self._records[node.id] = record_given(study, node)
         self._forget_unfit()
         self._check()
         todo = [node for node in nodes if node.kind != "external" and not self._done(node.id)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -37,7 +37,7 @@ def freeze(
 
     Args:
         cohorts: name -> shard set.
-        weights: name -> file of the user's that trials start from.
+        weights: name -> file of the user's that trials start from (of a run, the card of its checkpoint).
         submitted: words of the command line that name the study, for commands that go on with it.
 
     Raises:
@@ -64,6 +64,7 @@ def freeze(
             same = {**same, "grid": now["study"]["grid"]}
         # A part of the study (--only) names no more cohorts than it needs: those of both are compared.
         held = {"manifests": then["manifests"], "weights": then.get("weights", {})}
+        _same_stages_given(held["weights"], digests, spec, study)
         now |= {part: {**held[part], **now[part]} for part in held}
         places = {**then["cohorts"], **places}
         _refuse({"study": same, **{part: {**now[part], **held[part]} for part in held}}, now, study)
@@ -99,6 +100,22 @@ def read_frozen(folder: str) -> tuple[StudyFolder, StudySpec, dict[str, Any]]:
         raise DataError("there is no study here", file=study.frozen, fix=fix)
     frozen = yaml.safe_load(files.read_bytes(study.frozen))
     return study, read_study(frozen["study"], file=study.frozen), frozen
+
+
+def _same_stages_given(
+    then: Collection[str], now: Collection[str], spec: StudySpec, study: StudyFolder
+) -> None:
+    """Refuse to train a stage for which a run was given before, or the other way round."""
+    before, after = (
+        sorted({name.partition(".")[0] for name in names} & spec.stages.keys()) for names in (then, now)
+    )
+    if before != after:
+        raise ConfigError(
+            f"study {study.name} was submitted with --weights for {' and '.join(before) or 'no stage'}, now "
+            f"for {' and '.join(after) or 'none'}: what is trained would change",
+            file=study.frozen,
+            fix="name the same --weights, or give the study another name (in its file) or another --storage",
+        )
 
 
 def _refuse(then: Mapping[str, Any], now: Mapping[str, Any], study: StudyFolder) -> None:

@@ -45,8 +45,9 @@ class Node:
 
     id: str
     """Readable and stable: names the run, the record and the MLflow run."""
-    kind: Literal["pretrain", "finetune", "external"]
-    """external: not run by the driver; `command` says what fills it."""
+    kind: Literal["pretrain", "finetune", "external", "given"]
+    """external: not run by the driver; `command` says what fills it. given: pretraining that the user has
+    done before, `config.init.checkpoint`."""
     role: Literal["ancestor", "choice", "trial"]
     point: Point
     """Its value on every axis; of a pretraining run, `init` is what it hands on."""

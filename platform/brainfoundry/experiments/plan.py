@@ -25,6 +25,7 @@ from brainfoundry.core.errors import ConfigError
 from brainfoundry.core.rng import hash64_int, key_of
 from brainfoundry.experiments.axes import ALL, DEFAULTS, Point, channels, matches, named, parse_only, safe
 from brainfoundry.experiments.cohort import CohortInfo
+from brainfoundry.experiments.given import Given, given_for
 from brainfoundry.experiments.node import Node, TestSet, waves
 from brainfoundry.experiments.recipes import FINETUNE, PRETRAIN, recipe, with_options
 from brainfoundry.experiments.records import StudyFolder
@@ -53,6 +54,7 @@ def plan_study(
     storage: str,
     *,
     weights: Mapping[str, str] | None = None,
+    given: Mapping[str, Sequence[Given]] | None = None,
     only: Sequence[str] = (),
 ) -> tuple[Node, ...]:
     """The runs of a study, those that others wait for first.
@@ -61,13 +63,14 @@ def plan_study(
         cohorts: the study's names -> shard sets.
         storage: folder or URI of studies; this one lies in STORAGE/NAME.
         weights: files of the user's: `ct`, for `--init.ct-weights`. Without it such trials are external.
+        given: stage -> checkpoints that take its place; what comes before it is not run either.
         only: `axis=value` texts: plan no other trials, and only the ancestors that these need.
 
     Raises:
         ConfigError: a cohort that is not named, or that lacks a fold, subset, split or modality; an option
             that no run can have.
     """
-    planner = _Planner(spec, cohorts, storage, weights or {})
+    planner = _Planner(spec, cohorts, storage, weights or {}, given or {})
     points = spec.points()
     wanted = parse_only(only, points)
     chosen = [point for point in points if matches(point, wanted)]
@@ -85,9 +88,14 @@ class _Planner:
     """Makes nodes, each once."""
 
     def __init__(
-        self, spec: StudySpec, cohorts: Mapping[str, CohortInfo], storage: str, weights: Mapping[str, str]
+        self,
+        spec: StudySpec,
+        cohorts: Mapping[str, CohortInfo],
+        storage: str,
+        weights: Mapping[str, str],
+        given: Mapping[str, Sequence[Given]],
     ) -> None:
-        self._spec, self._cohorts, self._weights = spec, cohorts, weights
+        self._spec, self._cohorts, self._weights, self._given = spec, cohorts, weights, given
         self._folder = StudyFolder(name=spec.name, uri=files.join(files.absolute(storage), spec.name))
         self._nodes: dict[str, Node] = {}
         self._tests: dict[str, TestSet] = {}
@@ -124,8 +132,10 @@ class _Planner:
         """The node of the last of these stages, with those before it."""
         spec, name = self._spec, stages[-1]
         stage = spec.stages[name]
-        parents = (self._pretrained(stages[:-1], point),) if len(stages) > 1 else ()
         chain = next((init for init, found in spec.inits.items() if found == tuple(stages)), "+".join(stages))
+        if name in self._given:
+            return self._given_for(name, chain, point)
+        parents = (self._pretrained(stages[:-1], point),) if len(stages) > 1 else ()
         # Whatever a stage before depends on, this one does.
         own = {**DEFAULTS, "init": chain}
         for axis in ("size", "objective", "modalities", "pretrain_seed"):
@@ -157,6 +167,20 @@ class _Planner:
             named(own, safe(name)), info, kind="pretrain", role="ancestor", point=own, config=config,
             parents=parents, subjects=info.training(fold, share),
         )  # fmt: skip
+
+    def _given_for(self, name: str, chain: str, point: Point) -> str:
+        """The node of a checkpoint of the user's in a stage's place."""
+        found = given_for(self._given[name], point)
+        own = {**DEFAULTS, "init": chain} | {
+            axis: point[axis] for axis in ("size", "objective", "modalities")
+        }
+        node = found.node(
+            f"{named(own, safe(name))}-{found.digest[:_DIGITS]}",
+            own,
+            self._config(PRETRAIN, self._spec.stages[name], {}),
+        )
+        self._nodes[node.id] = node
+        return node.id
 
     # --- fine-tuning
 
@@ -315,10 +339,15 @@ class _Planner:
         if name not in self._nodes:
             init = config.init
             if what["parents"]:
-                init = replace(init, checkpoint=files.join(self._folder.runs, what["parents"][-1]))
+                init = replace(init, checkpoint=self._weights_of(what["parents"][-1]))
             config = replace(config, name=name, storage=self._folder.runs, init=init)
             self._nodes[name] = Node(id=name, config=config, **what)
         return name
+
+    def _weights_of(self, name: str) -> str:
+        """Where a run finds the weights of its parent."""
+        given = self._nodes[name].kind == "given"
+        return str(self._nodes[name].config.init.checkpoint) if given else files.join(self._folder.runs, name)
 
 
 def _data(

@@ -78,7 +78,7 @@ class TrialRecord:
     version: int = VERSION
     study: str
     id: str
-    kind: Literal["pretrain", "finetune", "external"]
+    kind: Literal["pretrain", "finetune", "external", "given"]
     role: Literal["ancestor", "choice", "trial"]
     point: Mapping[str, Any]
     """Its value on every axis."""

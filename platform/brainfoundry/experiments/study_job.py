@@ -20,6 +20,7 @@ from brainfoundry.experiments.cohort import cohort_info
 from brainfoundry.experiments.cost import calibration_of, estimate_study, read_calibration
 from brainfoundry.experiments.demo import demo_cohorts, is_demo
 from brainfoundry.experiments.driver import Outcome, StudyOptions, run_study
+from brainfoundry.experiments.given import Given, check_leaks, open_given
 from brainfoundry.experiments.mlflow_view import view_url
 from brainfoundry.experiments.node import Node
 from brainfoundry.experiments.plan import plan_study
@@ -50,7 +51,9 @@ class StudyConfig:
     """Run these trials alone, with what they start from: axis=value texts such as `init=scratch share=5,10`.
     A trial must have one of the values of every axis that is named."""
     weights: tuple[str, ...] = ()
-    """Files of your own that trials start from, as NAME=FILE: `ct=model_swinvit.pt`."""
+    """What trials start from and the study does not train. `ct=model_swinvit.pt`: a file of CT weights.
+    `STAGE=RUN`: a pretraining run of yours (its folder, or one of its checkpoints) takes that stage's place
+    and that of all before it; name a stage several times for several sizes."""
     devices: tuple[int, ...] = ()
     """How many devices there may be, for the time it takes: one or several numbers. Of the kind on which the
     study's finished runs (or --calibration) were measured; A100s before."""
@@ -78,8 +81,9 @@ def study_job(config: StudyConfig) -> int:
     shards = cohorts_of(config, spec)
     infos = {name: cohort_info(ShardSet.open(uri)) for name, uri in shards.items()}
     storage = files.absolute(config.storage or str(paths.home() / "studies"))
-    weights = weights_of(config, spec)
-    nodes = plan_study(spec, infos, storage, weights=weights, only=_whole(config.only))
+    weights, given = weights_of(config, spec), given_of(config, spec)
+    nodes = plan_study(spec, infos, storage, weights=weights, given=given, only=_whole(config.only))
+    check_leaks(nodes)
     folder = files.join(storage, spec.name)
     announce(spec, nodes, folder, config)
     if config.dry_run:
@@ -89,8 +93,9 @@ def study_job(config: StudyConfig) -> int:
     # The trials' own messages go to Ray's logs; the driver is the one voice.
     quiet = not os.environ.get("BRAINFOUNDRY_DEBUG")
     print(f"joined {connect(log_to_driver=not quiet)}", flush=True)
+    held = {one.name: one.card_uri for several in given.values() for one in several}
     options = StudyOptions(
-        cohorts=shards, weights=weights, submitted=words_of(config), retries=config.retries,
+        cohorts=shards, weights={**weights, **held}, submitted=words_of(config), retries=config.retries,
         tracking=config.tracking_uri,
     )  # fmt: skip
     found = run_study(spec, nodes, folder, options)
@@ -121,15 +126,17 @@ def words_of(config: StudyConfig) -> tuple[str, ...]:
 
 
 def weights_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:
-    """The files that were named.
+    """The files of CT weights that were named.
 
     Raises:
-        ConfigError: no trial starts from such weights.
+        ConfigError: no trial starts from such weights, or from such a stage.
         DataError: there is no such file.
     """
-    named = pairs("--weights", config.weights)
-    known = [chain[0] for chain in spec.inits.values() if chain == (CT,)]
-    for name, uri in named.items():
+    stages = list(spec.stages) if spec.finetune is not None else []
+    known = [*(chain[0] for chain in spec.inits.values() if chain == (CT,)), *stages]
+    named = [text for text in config.weights if text.partition("=")[0] not in stages]
+    found = pairs("--weights", named)
+    for name, uri in found.items():
         if name not in known:
             raise ConfigError(
                 f"no trial of study {spec.name} starts from weights {name!r}",
@@ -137,7 +144,29 @@ def weights_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:
             )
         if not files.exists(uri):
             raise DataError("there are no such weights", file=uri, fix=f"check --weights {name}=...")
-    return named
+    return found
+
+
+def given_of(config: StudyConfig, spec: StudySpec) -> dict[str, tuple[Given, ...]]:
+    """The pretraining runs that were named, by the stage whose place they take.
+
+    Raises:
+        ConfigError: two of one size and objective for one stage.
+        CheckpointError: there is no such run, or it is no pretraining.
+    """
+    found: dict[str, tuple[Given, ...]] = {}
+    for text in config.weights:
+        stage, _, uri = text.partition("=")
+        if stage in spec.stages and spec.finetune is not None:
+            one = open_given(stage, uri)
+            if one.name in [other.name for other in found.get(stage, ())]:
+                raise ConfigError(
+                    f"--weights gives {stage} twice for {one.card.size}, {one.card.objective}",
+                    file=one.uri,
+                    fix="name one of them",
+                )
+            found[stage] = (*found.get(stage, ()), one)
+    return found
 
 
 def _whole(only: Sequence[str]) -> list[str]:

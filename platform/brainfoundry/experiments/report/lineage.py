@@ -98,6 +98,7 @@ def _lines(records: Sequence[TrialRecord]) -> tuple[str, ...]:
     told = [
         f"{len(records):,} runs" if len(records) > 1 else "",
         f"{failed} failed" if failed else "",
+        "trained before the study" if any(record.kind == "given" for record in records) else "",
         _subjects(records),
     ]
     steps = {record.steps for record in records if record.state == "finished"}

@@ -138,7 +138,7 @@ class Study:
     def pretraining(self) -> list[TrialRecord]:
         """Records of the pretraining runs, by number of stages and by size, small ones first."""
         sizes = list(SIZES)
-        found = [record for record in self.records.values() if record.kind == "pretrain"]
+        found = [record for record in self.records.values() if record.kind in ("pretrain", "given")]
         return sorted(found, key=lambda r: (len(r.parents), sizes.index(r.point["size"]), r.id))
 
     @property

@@ -157,7 +157,7 @@ def settings_table(study: Study) -> Table:
     figures = _figures("3")
     rows: list[tuple[str, str, list[TrialRecord]]] = []
     for name, stage in study.spec.stages.items():
-        made = [r for r in study.records.values() if r.kind == "pretrain" and _stage_of(study, r) == name]
+        made = [r for r in study.pretraining if _stage_of(study, r) == name]
         rows.append((f"{name} ({stage.cohort})", stage.recipe, made))
     if study.spec.finetune is not None:
         run = study.spec.finetune
