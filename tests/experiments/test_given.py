@@ -110,9 +110,9 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "mine")
 
 
-def drive(shards: str, folder: Path, *runs: str) -> Outcome:
+def drive(shards: str, folder: Path, *runs: str | Path) -> Outcome:
     spec = read_study(content())
-    there = {"stage2": tuple(open_given("stage2", uri) for uri in runs)} if runs else {}
+    there = {"stage2": tuple(open_given("stage2", str(uri)) for uri in runs)} if runs else {}
     nodes = plan_study(spec, {"tiny": cohort_info(ShardSet.open(shards))}, str(folder), given=there)
     weights = {one.name: one.card_uri for several in there.values() for one in several}
     options = StudyOptions(cohorts={"tiny": shards}, weights=weights, tracking=NOWHERE)
@@ -135,7 +135,10 @@ def test_it_is_done_and_its_heirs_run(
 
     with pytest.raises(ConfigError, match=r"submitted with --weights for stage2, now for none"):
         drive(labelled_shards, tmp_path)
-    assert drive(labelled_shards, tmp_path, healthy).records == found.records and len(waves.ran) == 2
+    again = drive(labelled_shards, tmp_path, shutil.copytree(healthy, tmp_path / "moved" / "mine"))
+    assert again.records.keys() == found.records.keys() and len(waves.ran) == 2
+    moved = again.records[record.id].checkpoint
+    assert moved is not None and moved.startswith(str(tmp_path / "moved"))
 
 
 def test_a_stage_that_was_trained_is_not_replaced(

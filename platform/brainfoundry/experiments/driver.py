@@ -101,9 +101,7 @@ class _Driver:
         self._spec, self._nodes, self._study, self._options = spec, nodes, study, options
         self._still_mine = check
         self._records = read_records(study.uri)
-        for node in nodes:
-            if node.kind == "given" and not self._done(node.id):
-                self._records[node.id] = record_given(study, node)
+        self._records |= record_given(study, nodes)
         self._forget_unfit()
         self._check()
         todo = [node for node in nodes if node.kind != "external" and not self._done(node.id)]

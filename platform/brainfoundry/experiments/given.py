@@ -130,16 +130,20 @@ def check_leaks(nodes: Sequence[Node]) -> None:
             )
 
 
-def record_given(study: StudyFolder, node: Node) -> TrialRecord:
-    """The record of a node that a checkpoint was given for, written: it is done."""
-    uri = str(node.config.init.checkpoint)
-    card = read_card(uri)
-    folder, _, _ = uri.rpartition("/checkpoints/")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    record = TrialRecord(
-        study=study.name, id=node.id, kind="given", role="ancestor", point=dict(node.point),
-        state="finished", run_dir=folder or uri, checkpoint=uri, steps=card.step, leaks=card.leaks,
-        validation=dict(card.metrics), git_commit=card.git_commit, started=now, ended=now,
-    )  # fmt: skip
-    write_record(study, record)
-    return record
+def record_given(study: StudyFolder, nodes: Sequence[Node]) -> dict[str, TrialRecord]:
+    """Records of the nodes that checkpoints were given for, with where these lie now, written: they are done."""
+    found = {}
+    for node in nodes:
+        if node.kind != "given":
+            continue
+        uri = str(node.config.init.checkpoint)
+        card = read_card(uri)
+        folder, _, _ = uri.rpartition("/checkpoints/")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        found[node.id] = TrialRecord(
+            study=study.name, id=node.id, kind="given", role="ancestor", point=dict(node.point),
+            state="finished", run_dir=folder or uri, checkpoint=uri, steps=card.step, leaks=card.leaks,
+            validation=dict(card.metrics), git_commit=card.git_commit, started=now, ended=now,
+        )  # fmt: skip
+        write_record(study, found[node.id])
+    return found
