@@ -131,7 +131,7 @@ def check_leaks(nodes: Sequence[Node]) -> None:
 
 
 def record_given(study: StudyFolder, nodes: Sequence[Node]) -> dict[str, TrialRecord]:
-    """Records of the nodes that checkpoints were given for, with where these lie now, written: they are done."""
+    """Records of the nodes that checkpoints were given for, written anew where these lie: they are done."""
     found = {}
     for node in nodes:
         if node.kind != "given":
