@@ -105,6 +105,19 @@ def test_published_figures_have_columns_of_their_own(whole: str) -> None:
     assert all("published" not in column for column in differences)
 
 
+def test_the_comparison_that_is_asked_for_comes_first(tmp_path: Path) -> None:
+    """A page shows the first columns of a wide table."""
+    variants = {"longer": {"optim.steps": 400}}
+    grid = [{"size": ["nano"], "share": [5], "draw": [0], "variant": "longer"}, *study()["grid"]]
+    made = table(contents(write_study(tmp_path, study(grid=grid, variants=variants))), "table9-means")
+    arms = [column for column in made.columns if "minus" not in column and "detect" not in column][:3]
+    assert arms == ["scratch, longer", "scratch", "stage1"]
+    assert list(made.columns[3:]) == [
+        "stage1 minus scratch", "smallest detectable, stage1", "scratch, longer minus scratch",
+        "smallest detectable, scratch, longer", *made.published_columns,
+    ]  # fmt: skip
+
+
 def test_no_column_is_kept_for_shares_that_the_paper_has_not(tmp_path: Path) -> None:
     grid = [{"size": ["nano"], "init": ["scratch", "stage1"], "share": [50], "draw": [0, 1]}]
     primary = {**study()["primary"], "where": {"share": 50}}

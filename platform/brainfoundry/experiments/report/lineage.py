@@ -137,7 +137,8 @@ def _arms(study: Study, column: int, group_of: dict[str, str]) -> list[Box]:
 
 def _arm_lines(trials: Sequence[Trial], records: Sequence[TrialRecord]) -> tuple[str, ...]:
     done = sum(trial.scored for trial in trials)
-    lines = [f"{done} of {len(trials)} trials done" if done < len(trials) else f"{done} trials"]
+    all_done = f"{done} trial{'s' if done > 1 else ''}"
+    lines = [f"{done} of {len(trials)} trials done" if done < len(trials) else all_done]
     failed = sum(record.state == "failed" for record in records)
     if failed:
         lines.append(f"{failed} failed")

@@ -215,7 +215,7 @@ def few_shot_table(study: Study, *, each_draw: bool = True) -> Table:
     return Table(
         name="table9" if each_draw else "table9-means",
         title=_TITLES["9"].format(metric=metric_name(metric)) + ("" if each_draw else ", means of the draws"),
-        corner="labels", rows=tuple(printed), columns=(*(arm.name for arm in arms), *alone, *pairs),
+        corner="labels", rows=tuple(printed), columns=(*(arm.name for arm in arms), *pairs, *alone),
         cells=tuple(cells), notes=tuple(notes), published_rows=printed, published_columns=alone,
     )  # fmt: skip
 
@@ -266,9 +266,10 @@ def _few_shot_paper(study: Study, arms: Sequence[Arm]) -> dict[tuple[str, Any, i
 def _few_shot_differences(
     study: Study, arms: Sequence[Arm], against: Comparators, at: Mapping[str, Any], metric: str
 ) -> dict[str, Difference]:
-    """Column -> paired difference of an arm to its comparator."""
-    found = {}
-    for arm in arms:
+    """Column -> paired difference of an arm to its comparator; those that the study asks for first."""
+    primary, found = study.spec.primary, {}
+    asked = [a for a in arms if primary is not None and a.where.get(primary.axis) in primary.arms[1:]]
+    for arm in (*asked, *(arm for arm in arms if arm not in asked)):
         base = against.of.get(arm.name)
         if base is not None:
             own, other = (study.scored({**one.where, **at}) for one in (arm, base))
