@@ -125,7 +125,7 @@ class _Driver:
         try:
             files.delete_folder(files.join(self._study.uri, "ray"))  # of earlier sessions
             with self._board:
-                for wave in waves(self._nodes):
+                for wave in waves([node for node in self._nodes if not self._done(node.id)]):
                     self._still_mine()
                     self._wave([node for node in wave if self._ready(node)])
             outcome = self._outcome()
