@@ -163,6 +163,8 @@ def test_from_the_command_line(labelled_shards: str, healthy: str, tmp_path: Pat
     assert status == 0 and "nothing was started" in out
     status, _, err = run(file, *options, f"stage2={healthy}", f"stage2={healthy}")
     assert status == 2 and "--weights gives stage2 twice for nano" in err
+    status, _, err = run(file, *options, "stage2")
+    assert status == 2 and "--weights 'stage2' is not NAME=VALUE" in err
     status, _, err = run(file, *options, f"stage2={tmp_path}")
     assert status == 1 and "no whole checkpoint here" in err
 

@@ -44,6 +44,8 @@ _BYTES_PER_PARAMETER = 12
 _WIDTH = 108
 
 State = Literal["done", "failed", "to do", "external"]
+_NOT_RUN: Mapping[str, State] = {"external": "external", "given": "done"}
+"""Kind of node that the driver does not run -> its state without a record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +233,8 @@ def estimate_study(
     rows = []
     for node in nodes:
         record = records.get(node.id)
-        idle = node.kind in ("external", "given")
-        state: State = "to do"
-        if idle:
-            state = "external" if node.kind == "external" else "done"
+        idle = node.kind in _NOT_RUN
+        state = _NOT_RUN.get(node.kind, "to do")
         if record is not None:
             state = "done" if record.done else "failed"
         config = node.config.in_steps(node.subjects)

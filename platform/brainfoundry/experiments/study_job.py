@@ -132,7 +132,7 @@ def weights_of(config: StudyConfig, spec: StudySpec) -> dict[str, str]:
         ConfigError: no trial starts from such weights, or from such a stage.
         DataError: there is no such file.
     """
-    stages = list(spec.stages) if spec.finetune is not None else []
+    stages = _replaceable(spec)
     known = [*(chain[0] for chain in spec.inits.values() if chain == (CT,)), *stages]
     named = [text for text in config.weights if text.partition("=")[0] not in stages]
     found = pairs("--weights", named)
@@ -151,14 +151,14 @@ def given_of(config: StudyConfig, spec: StudySpec) -> dict[str, tuple[Given, ...
     """The pretraining runs that were named, by the stage whose place they take.
 
     Raises:
-        ConfigError: two of one size and objective for one stage.
+        ConfigError: not STAGE=RUN, or two of one size and objective for one stage.
         CheckpointError: there is no such run, or it is no pretraining.
     """
     found: dict[str, tuple[Given, ...]] = {}
     for text in config.weights:
-        stage, _, uri = text.partition("=")
-        if stage in spec.stages and spec.finetune is not None:
-            one = open_given(stage, uri)
+        stage = text.partition("=")[0]
+        if stage in _replaceable(spec):
+            one = open_given(stage, pairs("--weights", [text])[stage])
             if one.name in [other.name for other in found.get(stage, ())]:
                 raise ConfigError(
                     f"--weights gives {stage} twice for {one.card.size}, {one.card.objective}",
@@ -167,6 +167,11 @@ def given_of(config: StudyConfig, spec: StudySpec) -> dict[str, tuple[Given, ...
                 )
             found[stage] = (*found.get(stage, ()), one)
     return found
+
+
+def _replaceable(spec: StudySpec) -> tuple[str, ...]:
+    """The stages whose place a run may take: those that a fine-tuning starts from."""
+    return tuple(spec.stages) if spec.finetune is not None else ()
 
 
 def _whole(only: Sequence[str]) -> list[str]:
